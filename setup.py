@@ -1,0 +1,111 @@
+"""Builds the native parts with ninja: what to compile, with which flags, and nothing else.
+
+cwt_ext/libcwt_ext.so     tensor operators on PyTorch's stable ABI; no Python, no CUDA
+cwt_ext/_segment*.so      the segmenter, a pybind11 module; no torch
+
+CWT_DEBUG=1 builds with -O0 -g. A file named *_avx2.cpp or *_avx512.cpp is compiled for that
+instruction set and called only where the processor has it; nothing is built with -march=native.
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+DEBUG = os.environ.get("CWT_DEBUG") == "1"
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
+ISA = {"_avx2": ["-mavx2", "-mfma", "-mf16c"], "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq",
+       "-mavx512vl", "-mfma", "-mf16c", "-mavx2"]} if X86 else {}  # fmt: skip
+OPS, SEGMENT = "cwt_ext.libcwt_ext", "cwt_ext._segment"
+
+
+def package_dir(name: str) -> Path:
+    """Returns the folder of an installed package without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            f"setup.py: building cwt_ext needs the package {name!r}, and {sys.executable} has "
+            f"none. Use `pip install .`, or install {name} first for --no-build-isolation."
+        )
+    return Path(spec.origin).parent
+
+
+def sources(*folders: str) -> list[str]:
+    """Returns the C++ files of csrc/<folder>, less those for instruction sets not of this machine."""
+    files = [f for folder in folders for f in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
+    wrong = () if X86 else ("_avx2", "_avx512")
+    return [str(f.relative_to(ROOT)) for f in files if not f.stem.endswith(wrong or "\0")]
+
+
+def flags(library: str) -> tuple[list[str], list[str]]:
+    """Returns (compile flags, link flags) of one library."""
+    if library == OPS:
+        torch = package_dir("torch")
+        include = [torch / "include", torch / "include/torch/csrc/api/include"]
+        compile_flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # runs under any torch >= 2.10
+        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
+    else:
+        include = [package_dir("pybind11") / "include", sysconfig.get_path("include")]
+        compile_flags, link = [], ["-pthread"]
+    system = [f"-isystem{path}" for path in include]
+    return [*COMMON, f"-I{ROOT / 'csrc'}", *system, *compile_flags], ["-shared", *link]
+
+
+def escape(text: str) -> str:
+    """Returns text as a ninja file wants a path."""
+    return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+class NinjaBuild(build_ext):
+    """Compiles every source that changed, in parallel, and links the libraries."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname == OPS:
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.version_info[1]}"
+        build.mkdir(parents=True, exist_ok=True)
+        cxx = os.environ.get("CXX", "g++")
+        rules = [
+            f"rule cc\n  command = {cxx} -MD -MF $out.d $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = {cxx} $in $flags -o $out",
+        ]
+        for extension in self.extensions:
+            compile_flags, link_flags = flags(extension.name)
+            objects = []
+            for source in extension.sources:
+                isa = next((f for s, f in ISA.items() if Path(source).stem.endswith(s)), [])
+                obj = str(build / source.replace("/", "_")) + ".o"
+                objects.append(escape(obj))
+                rules.append(f"build {escape(obj)}: cc {escape(str(ROOT / source))}")
+                rules.append("  flags = " + " ".join(compile_flags + isa))
+            target = Path(self.get_ext_fullpath(extension.name)).resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            rules.append(f"build {escape(str(target))}: link {' '.join(objects)}")
+            rules.append("  flags = " + " ".join(link_flags))
+        (build / "build.ninja").write_text("\n".join(rules) + "\n")
+        ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
+        jobs = os.environ.get("MAX_JOBS")
+        subprocess.run(ninja + (["-j", jobs] if jobs else []), check=True)
+
+
+setup(
+    ext_modules=[
+        Extension(OPS, sources("", "cpu")),
+        Extension(SEGMENT, sources("segment")),
+    ],
+    cmdclass={"build_ext": NinjaBuild},
+)
