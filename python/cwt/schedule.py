@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .stages import METHODS, run_method, selected_methods
+from .students import quiet_libraries
 from .workspace import Workspace
 
 Report = Callable[[str, float, str], None]  # method, share done, what it is doing
@@ -78,6 +79,7 @@ def _start_worker(updates: Any, threads: int) -> None:
     global _updates
     _updates = updates
     torch.set_num_threads(threads)
+    quiet_libraries()
 
 
 def _work(ws: Workspace, name: str) -> None:
