@@ -32,4 +32,7 @@ STABLE_TORCH_LIBRARY(cwt, m) {
 
   // The same in place; where every factor is 1 nothing is read or written.
   m.def("chunk_loss_backward_(Tensor(a!) grad, Tensor row_weight, Tensor grad_output) -> ()");
+
+  // The instruction set that the CPU kernels run with on this machine: baseline, avx2 or avx512.
+  m.def("cpu_capability() -> str");
 }
