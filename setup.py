@@ -23,6 +23,7 @@ DEBUG = os.environ.get("CWT_DEBUG") == "1"
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+COMMON += ["-fno-math-errno"]  # a square root is one instruction
 COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
 ISA = {"_avx2": ["-mavx2", "-mfma", "-mf16c"], "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq",
        "-mavx512vl", "-mfma", "-mf16c", "-mavx2"]} if X86 else {}  # fmt: skip
@@ -52,7 +53,9 @@ def flags(library: str) -> tuple[list[str], list[str]]:
     if library == OPS:
         torch = package_dir("torch")
         include = [torch / "include", torch / "include/torch/csrc/api/include"]
-        compile_flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # runs under any torch >= 2.10
+        compile_flags = [
+            "-DTORCH_TARGET_VERSION=0x020a000000000000"
+        ]  # runs under any torch >= 2.10
         link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
     else:
         include = [package_dir("pybind11") / "include", sysconfig.get_path("include")]
@@ -70,7 +73,7 @@ class NinjaBuild(build_ext):
     """Compiles every source that changed, in parallel, and links the libraries."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname == OPS:
+        if fullname.split(".")[-1] == OPS.split(".")[-1]:  # setuptools asks by either name
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 

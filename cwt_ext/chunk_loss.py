@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _ops
+from cwt_ext import _ops
 
 Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
 StatsMode = bool | Literal["all"]

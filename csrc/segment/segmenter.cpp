@@ -1,0 +1,344 @@
+// The dynamic programme: which chunks are allowed, their costs block by block, the best
+// predecessors.
+//
+// Ends t are taken in blocks of kBlock. A block first fills its rows of costs c(., t), from a Gram
+// matrix that is never held whole, then relaxes them against the layers k of all earlier ends, a
+// tile of starts at a time so that the tile stays in the first-level cache. A rationale of up to
+// kBlock units is a single block.
+
+#include "segment/segmenter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "segment/segmenter_kernels.h"
+
+namespace cwt {
+namespace {
+
+constexpr int64_t kBlock = 48;  // ends per block; a multiple of every panel width
+constexpr int64_t kSlab =
+    256;  // elements of a dot product before the next tile: panels stay in cache
+constexpr int64_t kTileDoubles = 2048;  // of earlier layers per tile, 16 KiB
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) return avx2_kernels();
+#endif
+  return generic_kernels();
+}
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <typename T>
+T* at_least(std::vector<T>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+  return buffer.data();
+}
+
+std::string describe(const Problem& p) {
+  std::ostringstream text;
+  text << "n=" << p.n() << ", k=";
+  p.k ? text << p.k : text << "None";
+  text << ", min_len=" << p.min_len << ", max_len=";
+  p.max_len < std::numeric_limits<int64_t>::max() ? text << p.max_len : text << "None";
+  if (p.weights) {
+    text << ", min_weight=" << p.min_weight << ", max_weight=";
+    p.max_weight < kInf ? text << p.max_weight : text << "None";
+  }
+  return text.str();
+}
+
+void check_arguments(const Problem& p) {
+  const int64_t n = p.n();
+  const bool square = p.kind == Kind::kEmbeddings || p.rows == p.cols;
+  if (!square) fail("a square matrix is wanted, got shape (", p.rows, ", ", p.cols, ")");
+  if (n < 1) fail("at least one unit is wanted, got n=0");
+  if (n >= std::numeric_limits<int32_t>::max()) fail("n=", n, " units are more than 2^31 - 2");
+  if (p.min_len < 1) fail("min_len must be at least 1, got ", p.min_len);
+  if (p.max_len < p.min_len) fail("max_len must be at least min_len, got ", describe(p));
+  if (!(p.min_weight >= 0)) fail("min_weight must be at least 0, got ", p.min_weight);
+  if (!(p.max_weight >= p.min_weight))
+    fail("max_weight must be at least min_weight, got ", describe(p));
+  if (p.k < 0 || p.k > n) fail("k must be between 1 and n, got ", describe(p));
+  if (!(p.penalty >= 0) || p.penalty == kInf)
+    fail("penalty must be finite and at least 0, got ", p.penalty);
+  for (int64_t i = 0; p.weights && i < n; ++i) {
+    const double w = p.weights[i];
+    if (!(w >= 0) || w == kInf)
+      fail("weights must be finite and at least 0, got ", w, " for unit ", i);
+    if (w > p.max_weight)
+      fail("unit ", i, " weighs ", w, ", more than max_weight: no chunk can hold it; got ",
+           describe(p));
+  }
+}
+
+// One problem on its way; fields are views into the workspace.
+class Solver {
+ public:
+  Solver(const Problem& problem, Workspace& workspace)
+      : p_(problem), ws_(workspace), kernels_(kernels()), n_(problem.n()), d_(problem.cols) {}
+
+  std::vector<Segmentation> solve() {
+    check_arguments(p_);
+    find_limits();
+    allocate();
+    for (int64_t t0 = 0; t0 < n_; t0 += kBlock) {
+      const int64_t t1 = std::min(n_, t0 + kBlock);
+      fill_costs(t0, t1);
+      p_.k ? relax_layers(t0, t1) : relax_penalised(t0, t1);
+    }
+    return collect();
+  }
+
+ private:
+  // The chunks that end at t may start in [lo[t], hi[t]). Both ends only grow with t.
+  void find_limits() {
+    lo_ = at_least(ws_.lo, n_ + 1);
+    hi_ = at_least(ws_.hi, n_ + 1);
+    double* weight = at_least(ws_.prefix_weight, n_ + 1);
+    weight[0] = 0;
+    lo_[0] = hi_[0] = 0;
+    int64_t light = 0, heavy = 0;  // first start that is not too heavy; first that is too light
+    for (int64_t t = 1; t <= n_; ++t) {
+      weight[t] = weight[t - 1] + (p_.weights ? p_.weights[t - 1] : 0);
+      while (weight[t] - weight[light] > p_.max_weight) ++light;
+      while (heavy < t && weight[t] - weight[heavy] >= p_.min_weight) ++heavy;
+      lo_[t] = std::max(light, p_.max_len < t ? t - p_.max_len : 0);
+      hi_[t] = std::max<int64_t>(0, std::min(heavy, t - p_.min_len + 1));
+    }
+  }
+
+  void allocate() {
+    const int64_t panel = kernels_.panel;
+    stride_ = p_.k ? round_up(p_.k, panel) + panel : 1;
+    best_ = at_least(ws_.best, (n_ + 1) * stride_);
+    from_ = at_least(ws_.from, (n_ + 1) * stride_);
+    std::fill_n(best_, (n_ + 1) * stride_, kInf);
+    std::fill_n(from_, (n_ + 1) * stride_, -1);
+    if (!p_.k) best_[0] = 0;
+    int64_t reach = 0;  // widest range of columns that one block needs
+    for (int64_t t0 = 0; t0 < n_; t0 += kBlock)
+      reach = std::max(reach, std::min(n_, t0 + kBlock) - first_column(t0));
+    ld_ = round_up(reach, panel);
+    block_ = at_least(ws_.block, kBlock * ld_);
+    if (p_.kind == Kind::kCost) return;
+    window_ = at_least(ws_.window, n_);
+    trace_ = at_least(ws_.trace, n_ + 1);
+    std::fill_n(window_, n_, 0.0);
+    trace_[0] = 0;
+    if (p_.kind == Kind::kSimilarity) return;
+    slots_ = ld_ / panel;
+    panels_ = at_least(ws_.panels, ld_ * d_);
+    packed_ = 0;
+    find_scales();
+  }
+
+  // First column of the cost block of ends t0+1 .. : a whole panel.
+  int64_t first_column(int64_t t0) const { return lo_[t0 + 1] / kernels_.panel * kernels_.panel; }
+
+  void find_scales() {
+    scale_ = at_least(ws_.scale, n_);
+    for (int64_t i = 0; i < n_; ++i) {
+      const double q = p_.x32 ? kernels_.squares32(p_.x32 + i * d_, d_)
+                              : kernels_.squares64(p_.x64 + i * d_, d_);
+      if (!(q < kInf)) fail("x must be finite with row norms below 1e154, row ", i, " is not");
+      scale_[i] = q > 1e-300 ? 1 / std::sqrt(q) : 0;  // the norm below 1e-150: a zero vector
+    }
+  }
+
+  void fill_costs(int64_t t0, int64_t t1) {
+    column0_ = first_column(t0);
+    if (p_.kind == Kind::kEmbeddings) fill_gram(t0, t1);
+    if (p_.kind == Kind::kSimilarity)
+      p_.x32 ? fill_similarity(p_.x32, t0, t1) : fill_similarity(p_.x64, t0, t1);
+    if (p_.kind == Kind::kCost)
+      return p_.x32 ? fill_given(p_.x32, t0, t1) : fill_given(p_.x64, t0, t1);
+    const auto costs = p_.objective == Objective::kNorm ? kernels_.norm_costs : kernels_.ls_costs;
+    for (int64_t t = t0 + 1; t <= t1; ++t) {
+      trace_[t] = trace_[t - 1] + row(t0, t)[t - 1];
+      costs(row(t0, t), window_, trace_, lo_[t], t);
+    }
+  }
+
+  // The cost row of end t, indexed by the start.
+  double* row(int64_t t0, int64_t t) const { return block_ + (t - t0 - 1) * ld_ - column0_; }
+
+  double* panel(int64_t index) const { return panels_ + index % slots_ * kernels_.panel * d_; }
+
+  void fill_gram(int64_t t0, int64_t t1) {
+    const int64_t width = kernels_.panel, first = column0_ / width, own = t0 / width,
+                  end = round_up(t1, width) / width;
+    for (; packed_ < end; ++packed_) {
+      const int64_t i = packed_ * width, rows = std::min(width, n_ - i);
+      p_.x32 ? kernels_.pack32(p_.x32 + i * d_, rows, d_, scale_ + i, panel(packed_))
+             : kernels_.pack64(p_.x64 + i * d_, rows, d_, scale_ + i, panel(packed_));
+    }
+    const double* columns[8];
+    for (int64_t j = 0; j < d_; j += kSlab) {
+      const int64_t elements = std::min(kSlab, d_ - j);
+      for (int64_t c = first; c < end; c += kernels_.gram_panels)
+        for (int64_t r = std::max(c, own); r < end; ++r) {
+          const int64_t count = std::min(kernels_.gram_panels, r + 1 - c);
+          for (int64_t g = 0; g < count; ++g) columns[g] = panel(c + g) + j * width;
+          double* out = block_ + (r * width - t0) * ld_ + (c - first) * width;
+          kernels_.gram(panel(r) + j * width, columns, count, elements, out, ld_, j > 0);
+        }
+    }
+  }
+
+  template <typename scalar_t>
+  void fill_similarity(const scalar_t* x, int64_t t0, int64_t t1) {
+    for (int64_t s = column0_; s < t1; ++s)
+      for (int64_t t = std::max(t0, s); t < t1; ++t) {
+        const double value = (static_cast<double>(x[t * n_ + s]) + x[s * n_ + t]) / 2;
+        if (!std::isfinite(value))
+          fail("x must be finite, rows ", s, " and ", t, " are not where they meet");
+        block_[(t - t0) * ld_ + s - column0_] = value;
+      }
+  }
+
+  template <typename scalar_t>
+  void fill_given(const scalar_t* x, int64_t t0, int64_t t1) {
+    for (int64_t s = column0_; s < t1; ++s)
+      for (int64_t t = std::max(t0, s) + 1; t <= t1; ++t) {
+        if (s < lo_[t] || s >= hi_[t]) continue;
+        const double value = x[s * (n_ + 1) + t];
+        if (!(value > -kInf))
+          fail("the cost of a chunk must be a number or +inf, row ", s, " has ", value,
+               " in column ", t);
+        row(t0, t)[s] = value;
+      }
+  }
+
+  // best_[t * stride_ + k - 1] is the least cost of units 0..t in k chunks, from_[t * stride_ + k -
+  // 2] where the last of them starts: what a start in layer k-1 offers lands one element further.
+  void relax_layers(int64_t t0, int64_t t1) {
+    const int64_t tile = std::max<int64_t>(8, kTileDoubles / stride_);
+    for (int64_t t = t0 + 1; t <= t1; ++t)
+      if (lo_[t] == 0 && hi_[t] > 0) best_[t * stride_] = row(t0, t)[0];
+    for (int64_t s = lo_[t0 + 1]; s <= t0; s += tile)
+      for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, s, std::min(s + tile, t0 + 1));
+    for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, t0 + 1, t);
+  }
+
+  // Offers the starts in [s0, s1) that are allowed to end t, in the layers from which k can be
+  // reached.
+  void relax(int64_t t0, int64_t t, int64_t s0, int64_t s1) {
+    s0 = std::max({s0, lo_[t], int64_t{1}});
+    s1 = std::min(s1, hi_[t]);
+    if (s0 >= s1) return;
+    int64_t first = 1, last = p_.k - 1;  // layers of the start
+    if (!p_.path) {
+      const int64_t longest = std::min(p_.max_len, n_), rest = n_ - t;
+      first = std::max({first, (t + longest - 1) / longest - 1, p_.k - 1 - rest / p_.min_len});
+      last = std::min({last, t / p_.min_len - 1, p_.k - 1 - (rest + longest - 1) / longest});
+      first = (first - 1) / kernels_.panel * kernels_.panel + 1;
+    }
+    if (first > last) return;
+    const int64_t j = first - 1;
+    kernels_.relax(best_ + j, stride_, row(t0, t), s0, s1, last - j, best_ + t * stride_ + j + 1,
+                   from_ + t * stride_ + j);
+  }
+
+  void relax_penalised(int64_t t0, int64_t t1) {
+    for (int64_t t = t0 + 1; t <= t1; ++t) {
+      double cost;
+      const int64_t s =
+          hi_[t] > lo_[t] ? kernels_.least(best_, row(t0, t), lo_[t], hi_[t], &cost) : -1;
+      if (s < 0) continue;
+      best_[t] = cost + p_.penalty;
+      from_[t] = static_cast<int32_t>(s);
+    }
+  }
+
+  std::vector<Segmentation> collect() {
+    std::vector<Segmentation> found;
+    if (!p_.k && best_[n_] < kInf) found.push_back(trace_back(0));
+    for (int64_t k = p_.path ? 1 : p_.k; k && k <= p_.k; ++k)
+      if (best_[n_ * stride_ + k - 1] < kInf) found.push_back(trace_back(k));
+    const bool answered =
+        !found.empty() && (!p_.k || static_cast<int64_t>(found.back().chunk_costs.size()) == p_.k);
+    if (!answered) fail("no segmentation satisfies ", describe(p_));
+    return found;
+  }
+
+  Segmentation trace_back(int64_t k) {
+    Segmentation result;
+    auto& b = result.boundaries;
+    for (int64_t t = n_, layer = k; t > 0; --layer) {
+      b.push_back(t);
+      t = !k ? from_[t] : layer == 1 ? 0 : from_[t * stride_ + layer - 2];
+    }
+    b.push_back(0);
+    std::reverse(b.begin(), b.end());
+    for (size_t m = 1; m < b.size(); ++m) result.chunk_costs.push_back(chunk_cost(b[m - 1], b[m]));
+    return result;
+  }
+
+  // Recomputed from the input, so that it carries no error of running sums.
+  double chunk_cost(int64_t s, int64_t t) {
+    if (p_.kind == Kind::kCost) return entry(s, t);
+    double total = 0, trace = 0;
+    if (p_.kind == Kind::kSimilarity) {
+      for (int64_t i = s; i < t; ++i) {
+        trace += entry(i, i);
+        for (int64_t j = s; j < t; ++j) total += entry(i, j);
+      }
+    } else {
+      double* sum = at_least(ws_.sum, d_);
+      std::fill_n(sum, d_, 0.0);
+      for (int64_t i = s; i < t; ++i) {
+        trace += scale_[i] > 0;
+        p_.x32 ? kernels_.add32(p_.x32 + i * d_, scale_[i], d_, sum)
+               : kernels_.add64(p_.x64 + i * d_, scale_[i], d_, sum);
+      }
+      total = kernels_.squares64(sum, d_);
+    }
+    if (p_.objective == Objective::kNorm) return -std::sqrt(std::max(total, 0.0));
+    return trace - total / static_cast<double>(t - s);
+  }
+
+  double entry(int64_t i, int64_t j) const {
+    return p_.x32 ? p_.x32[i * p_.cols + j] : p_.x64[i * p_.cols + j];
+  }
+
+  const Problem& p_;
+  Workspace& ws_;
+  const Kernels& kernels_;
+  const int64_t n_, d_;
+  int64_t *lo_ = nullptr, *hi_ = nullptr;
+  double *scale_ = nullptr, *panels_ = nullptr, *block_ = nullptr, *window_ = nullptr,
+         *trace_ = nullptr;
+  double* best_ = nullptr;
+  int32_t* from_ = nullptr;
+  int64_t stride_ = 0;   // elements between the layers of two ends
+  int64_t ld_ = 0;       // elements between the cost rows of two ends
+  int64_t column0_ = 0;  // start that the first column of the block stands for
+  int64_t slots_ = 0;    // panels in the ring
+  int64_t packed_ = 0;   // panels packed so far
+};
+
+}  // namespace
+
+std::vector<Segmentation> segment(const Problem& problem, Workspace& workspace) {
+  return Solver(problem, workspace).solve();
+}
+
+const char* instruction_set() { return kernels().name; }
+
+}  // namespace cwt

@@ -1,0 +1,76 @@
+// Exact segmentation of a sequence of n units into chunks: dynamic programming over an additive
+// cost.
+//
+// A segmentation is 0 = b_0 < ... < b_k = n; chunk m is the half-open range b_{m-1} .. b_m and
+// costs c(b_{m-1}, b_m). With e_i the embeddings at unit length, G = e e^T and W(s, t) = sum of G
+// over [s, t) x [s, t) = ||e_s + ... + e_{t-1}||^2:
+//   norm   c(s, t) = -sqrt(max(W, 0))               the chunk's resultant, to be as long as
+//   possible ls     c(s, t) = trace G[s:t, s:t] - W / (t-s)  kernel least squares cost   c(s, t)
+//   given as a matrix
+// The segmentation of least total cost is found for a fixed k, for every k up to one (path), or
+// with a penalty per chunk. No shortcut that needs the quadrangle inequality: these costs violate
+// it.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace cwt {
+
+enum class Kind { kEmbeddings, kSimilarity, kCost };
+enum class Objective { kNorm, kLs };
+
+// Views one problem; every pointer is borrowed. Rows are contiguous and follow each other.
+struct Problem {
+  const float* x32 = nullptr;   // (rows, cols), or null where x64 is given
+  const double* x64 = nullptr;  // (rows, cols), or null where x32 is given
+  int64_t rows = 0;
+  int64_t cols = 0;
+  Kind kind = Kind::kEmbeddings;  // (n, d) embeddings, (n, n) similarity, (n+1, n+1) cost
+  Objective objective = Objective::kNorm;
+  int64_t k = 0;        // number of chunks; 0 = as many as the penalty makes worth while
+  double penalty = 0;   // added for each chunk; used where k is 0
+  bool path = false;    // also the optimum for every smaller number of chunks
+  int64_t min_len = 1;  // units in a chunk
+  int64_t max_len = std::numeric_limits<int64_t>::max();
+  const double* weights = nullptr;  // (n,) or null; >= 0
+  double min_weight = 0;            // sum of weights in a chunk
+  double max_weight = std::numeric_limits<double>::infinity();
+
+  int64_t n() const { return kind == Kind::kCost ? rows - 1 : rows; }
+};
+
+struct Segmentation {
+  std::vector<int64_t> boundaries;  // (k+1,) from 0 to n
+  std::vector<double> chunk_costs;  // (k,) without the penalty
+};
+
+// Scratch memory that grows to the largest problem seen. One per thread.
+struct Workspace {
+  std::vector<double> prefix_weight;  // (n+1,)
+  std::vector<int64_t> lo, hi;        // (n+1,) a chunk that ends at t may start in [lo[t], hi[t])
+  std::vector<double> scale;          // (n,) 1 / ||x_i||, 0 for a zero row
+  std::vector<double>
+      panels;  // (slots, d, panel) unit rows, interleaved: a ring over the rows in reach
+  std::vector<double> block;   // (kBlock, columns in reach) Gram rows, then cost rows in place
+  std::vector<double> window;  // (n,) W(s, t) for the current t
+  std::vector<double> trace;   // (n+1,) prefix sums of the diagonal of G
+  std::vector<double> best;    // (n+1, stride) least cost of units 0..t in k chunks
+  std::vector<int32_t> from;   // (n+1, stride) where the last of those chunks starts
+  std::vector<double> sum;     // (d,)
+};
+
+// Returns the optimum, or with problem.path one for every feasible number of chunks 1..k, in that
+// order. Of equal costs the one whose last chunk starts first (then the chunk before it, ...) wins.
+// Throws std::invalid_argument for bad input and for constraints that nothing satisfies.
+std::vector<Segmentation> segment(const Problem& problem, Workspace& workspace);
+
+// Solves every problem on `threads` threads; results in the order of the problems. If some fail,
+// throws std::invalid_argument for the first of them, its message led by "item <index>: ".
+std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, int64_t threads);
+
+// Returns the instruction set in use: "avx2" or "generic".
+const char* instruction_set();
+
+}  // namespace cwt

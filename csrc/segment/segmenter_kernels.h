@@ -1,0 +1,50 @@
+// The inner loops of the segmenter, one table per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace cwt {
+
+struct Kernels {
+  const char* name;
+  int64_t panel;  // units interleaved in one packed panel
+
+  // Returns the sum of squares of a row (d,).
+  double (*squares32)(const float* x, int64_t d);
+  double (*squares64)(const double* x, int64_t d);
+
+  // sum[j] += scale * x[j] over a row (d,).
+  void (*add32)(const float* x, double scale, int64_t d, double* sum);
+  void (*add64)(const double* x, double scale, int64_t d, double* sum);
+
+  // Interleaves `rows` <= panel rows, each times its scale, into out (d, panel); missing rows are
+  // 0.
+  void (*pack32)(const float* x, int64_t rows, int64_t d, const double* scale, double* out);
+  void (*pack64)(const double* x, int64_t rows, int64_t d, const double* scale, double* out);
+
+  // out[i * ld + g * panel + j] = row i of panel a . row j of panel b[g], over elements [0, d);
+  // with `more` they are added to what is there. ld in elements.
+  void (*gram)(const double* a, const double* const* b, int64_t panels, int64_t d, double* out,
+               int64_t ld, bool more);
+  int64_t gram_panels;  // most panels of b in one call
+
+  // Moves W(s, .) in window[s] from t-1 to t for s in [lo, t) with g[s] = G(t-1, s), then replaces
+  // g[s] by the cost of the chunk [s, t). trace: prefix sums of the diagonal, up to t.
+  void (*norm_costs)(double* g, double* window, const double* trace, int64_t lo, int64_t t);
+  void (*ls_costs)(double* g, double* window, const double* trace, int64_t lo, int64_t t);
+
+  // best[j] = min over s in [s0, s1) of best[j] and f[s * ld + j] + c[s] for j in [0, layers);
+  // from[j] becomes the first s that gives it. Touches up to panel - 1 elements past `layers`
+  // everywhere.
+  void (*relax)(const double* f, int64_t ld, const double* c, int64_t s0, int64_t s1,
+                int64_t layers, double* best, int32_t* from);
+
+  // Returns the first s in [s0, s1) with the least f[s] + c[s], or -1 if none is below +inf; that
+  // sum in *best.
+  int64_t (*least)(const double* f, const double* c, int64_t s0, int64_t s1, double* best);
+};
+
+const Kernels& generic_kernels();
+const Kernels& avx2_kernels();
+
+}  // namespace cwt

@@ -1,0 +1,292 @@
+"""Exact segmentation of a sequence of units (sentences, lines, steps) into coherent chunks."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cwt_ext import _segment
+
+__all__ = ["Segmentation", "segment", "segment_batch"]
+
+ArrayLike = npt.NDArray[np.floating] | torch.Tensor
+Kind = Literal["embeddings", "similarity", "cost"]
+Objective = Literal["norm", "ls"]
+
+
+class Segmentation(NamedTuple):
+    """One segmentation of n units into k chunks.
+
+    Attributes:
+        boundaries: (k+1,) int64, 0 = b_0 < ... < b_k = n; chunk m is `units[b[m]:b[m+1]]`.
+        cost: the sum of the chunk costs, without any penalty.
+        chunk_costs: (k,) float64, recomputed in double precision from the input.
+        path: with `path=True` the optimum for each feasible number of chunks 1..k in that order,
+            the last being this one; otherwise empty.
+    """
+
+    boundaries: npt.NDArray[np.int64]
+    cost: float
+    chunk_costs: npt.NDArray[np.float64]
+    path: tuple["Segmentation", ...] = ()
+
+    @property
+    def k(self) -> int:
+        """The number of chunks."""
+        return len(self.chunk_costs)
+
+
+def segment(
+    x: ArrayLike,
+    *,
+    k: int | None = None,
+    penalty: float | Literal["auto"] | None = None,
+    kind: Kind = "embeddings",
+    objective: Objective = "norm",
+    min_len: int = 1,
+    max_len: int | None = None,
+    weights: npt.ArrayLike | None = None,
+    min_weight: float | None = None,
+    max_weight: float | None = None,
+    path: bool = False,
+) -> Segmentation:
+    r"""Returns the segmentation of least total cost, exactly.
+
+    A chunk i..j (half-open) of unit-length embeddings e costs
+
+        norm:  -||e_i + ... + e_{j-1}||
+        ls:    (number of non-zero rows) - ||e_i + ... + e_{j-1}||^2 / (j - i)
+
+    `ls` is the cost of ruptures' KernelCPD(kernel="cosine"); a zero row stays zero in both. With
+    kind="similarity" and a matrix S, ||e_i + ...||^2 is the sum of S[i:j, i:j] (for `norm` not
+    below 0) and the number of rows its trace. Exactly one of `k` and `penalty` is given. All sums are
+    double precision. Of equally good segmentations the one whose last chunk starts first is
+    returned (then the one whose last but one starts first, and so on).
+
+    Args:
+        x: by `kind`, float32 or float64, NumPy or CPU tensor, contiguous or not (copied if not):
+            embeddings: (n, d), scaled to unit length here, row norms below 1e154.
+            similarity: (n, n), any kernel; of an asymmetric one the mean with its transpose counts.
+            cost: (n+1, n+1), x[i, j] with 0 <= i < j <= n is the cost of the chunk i..j, the units
+            i, ..., j-1. The rest, j <= i, is never read, nor are chunks that the limits rule out.
+            +inf forbids a chunk.
+        k: the number of chunks, 1 <= k <= n.
+        penalty: added for each chunk, finite and >= 0; the number of chunks is then free. "auto" is
+            0.08 sqrt(n ln n), for the norm of embeddings or similarities.
+        kind: what x is.
+        objective: the cost of a chunk; of no effect with kind="cost".
+        min_len: fewest units of a chunk.
+        max_len: most units of a chunk.
+        weights: (n,) weight of each unit, >= 0 (tokens, say). Compared as differences of prefix
+            sums in double precision, hence exact for whole numbers.
+        min_weight: least total weight of a chunk.
+        max_weight: greatest total weight of a chunk.
+        path: also return the optimum for every smaller number of chunks; needs `k`.
+
+    Returns:
+        A `Segmentation`. Time is O(n w (d + k)) and memory O(n k + w d), with w the widest reach of
+        a chunk in units (`max_len`, n by default).
+
+    Raises:
+        ValueError: an argument is out of range, x is not finite (names the row), or no segmentation
+            satisfies the limits (names n, k and the limits).
+        TypeError: x is neither a NumPy array nor a tensor, or of another dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[1, 0], [1, 0.1], [0, 1], [0, 1]], dtype=np.float32)
+        >>> segment(x, k=2).boundaries.tolist()
+        [0, 2, 4]
+    """
+    matrix = _matrix(x, kind)
+    n = len(matrix) - (kind == "cost")
+    if path and k is None:
+        raise ValueError("segment: path=True needs k, the largest number of chunks.")
+    limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
+    chunks, price = _aim(k, penalty, n, kind, objective)
+    loads = None if weights is None else _weights(weights, n)
+    try:
+        flat = _segment.segment(matrix, chunks, price, loads, limits, path)
+    except ValueError as error:
+        raise ValueError(f"segment: {error}.") from None
+    found = _unflatten(*flat)
+    return found[-1]._replace(path=tuple(found)) if path else found[-1]
+
+
+def segment_batch(
+    xs: Sequence[ArrayLike],
+    *,
+    k: int | Sequence[int] | None = None,
+    penalty: float | Literal["auto"] | Sequence[float] | None = None,
+    kind: Kind = "embeddings",
+    objective: Objective = "norm",
+    min_len: int = 1,
+    max_len: int | None = None,
+    weights: Sequence[npt.ArrayLike] | None = None,
+    min_weight: float | None = None,
+    max_weight: float | None = None,
+    threads: int | None = None,
+) -> list[Segmentation]:
+    """Returns `[segment(x, ...) for x in xs]`, computed on several threads without the GIL.
+
+    Args:
+        xs: matrices as `segment` takes them, of any lengths.
+        k: one number of chunks for all, or one per item.
+        penalty: one for all ("auto" depends on the item's n), or one per item.
+        kind: see `segment`.
+        objective: see `segment`.
+        min_len: see `segment`.
+        max_len: see `segment`.
+        weights: one (n,) array per item.
+        min_weight: see `segment`.
+        max_weight: see `segment`.
+        threads: how many to use, by default one per core this process may run on. The results do
+            not depend on it.
+
+    Returns:
+        One `Segmentation` per item, in order, to the last bit what `segment` returns.
+
+    Raises:
+        ValueError: as `segment`; the message names the first item at fault.
+        TypeError: as `segment`.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.eye(3)[[0, 0, 1, 2]]
+        >>> [s.boundaries.tolist() for s in segment_batch([rows, rows[:3]], k=[3, 2])]
+        [[0, 2, 3, 4], [0, 2, 3]]
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"segment_batch: threads must be at least 1, got {threads}.")
+    ks, penalties = _per_item(k, len(xs), "k"), _per_item(penalty, len(xs), "penalty")
+    loads = _per_item(weights, len(xs), "weights")
+    limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
+    matrices, chunks, prices, checked = [], [], [], []
+    for i, x in enumerate(xs):
+        try:
+            matrix = _matrix(x, kind)
+            n = len(matrix) - (kind == "cost")
+            aim = _aim(ks[i], penalties[i], n, kind, objective)
+            if weights is not None:
+                checked.append(_weights(loads[i], n))
+        except (ValueError, TypeError) as error:
+            message = str(error).removeprefix("segment: ")
+            raise type(error)(f"segment_batch: item {i}: {message}") from None
+        matrices.append(matrix)
+        chunks.append(aim[0])
+        prices.append(aim[1])
+    if threads is None:
+        threads = _cores()
+    try:
+        flat = _segment.segment_batch(
+            matrices, chunks, prices, None if weights is None else checked, limits, threads
+        )
+    except ValueError as error:
+        raise ValueError(f"segment_batch: {error}.") from None
+    return _unflatten(*flat)
+
+
+def _matrix(x: ArrayLike, kind: str) -> npt.NDArray[np.floating]:
+    if isinstance(x, torch.Tensor):
+        if x.device.type != "cpu":
+            raise TypeError(f"segment: x must be on the CPU, got a tensor on {x.device}.")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
+        x = x.detach().numpy()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"segment: x must be a NumPy array or a tensor, got {type(x).__name__}.")
+    if x.dtype.type not in (np.float32, np.float64):
+        raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
+    if x.ndim != 2 or (kind != "embeddings" and x.shape[0] != x.shape[1]):
+        wanted = {"embeddings": "(n, d)", "similarity": "(n, n)", "cost": "(n+1, n+1)"}.get(kind)
+        raise ValueError(f"segment: x must be {wanted} for kind={kind!r}, got shape {x.shape}.")
+    if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        return x
+    return x.astype(x.dtype.newbyteorder("="), order="C")
+
+
+def _limits(
+    kind: str,
+    objective: str,
+    min_len: int,
+    max_len: int | None,
+    weights: Any,
+    min_weight: float | None,
+    max_weight: float | None,
+) -> _segment.Options:
+    if kind not in _segment.Kind.__members__:
+        raise ValueError(
+            f"segment: kind must be 'embeddings', 'similarity' or 'cost', got {kind!r}."
+        )
+    if objective not in _segment.Objective.__members__:
+        raise ValueError(f"segment: objective must be 'norm' or 'ls', got {objective!r}.")
+    if weights is None and (min_weight is not None or max_weight is not None):
+        raise ValueError("segment: min_weight and max_weight need weights.")
+    return _segment.Options(
+        _segment.Kind.__members__[kind],
+        _segment.Objective.__members__[objective],
+        min_len,
+        max_len,
+        min_weight,
+        max_weight,
+    )
+
+
+def _aim(k: Any, penalty: Any, n: int, kind: str, objective: str) -> tuple[int, float]:
+    """Returns (k, 0.0), or (0, penalty) where k is free."""
+    if (k is None) == (penalty is None):
+        raise ValueError(f"segment: exactly one of k and penalty is needed, got {k=}, {penalty=}.")
+    if k is not None:
+        if k < 1:
+            raise ValueError(f"segment: k must be between 1 and n, got n={n}, k={k}.")
+        return int(k), 0.0
+    if penalty != "auto":
+        return 0, float(penalty)
+    if kind == "cost" or objective != "norm":
+        raise ValueError(
+            "segment: penalty='auto' is for the norm of embeddings or similarities, "
+            f"got {kind=}, {objective=}."
+        )
+    return 0, 0.08 * math.sqrt(n * math.log(max(n, 1)))
+
+
+def _weights(weights: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
+    array = np.ascontiguousarray(weights, dtype=np.float64)
+    if array.shape != (n,):
+        raise ValueError(f"segment: weights must be ({n},), got shape {array.shape}.")
+    return array
+
+
+def _per_item(value: Any, count: int, name: str) -> list[Any]:
+    if value is None or isinstance(value, str) or np.ndim(value) == 0:
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"segment_batch: {name} must be one per item, {count}, got {len(value)}.")
+    return list(value)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _unflatten(
+    boundaries: npt.NDArray[np.int64],
+    costs: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
+) -> list[Segmentation]:
+    found = []
+    b = c = 0
+    for k in counts.tolist():
+        chunk_costs = costs[c : c + k]
+        found.append(
+            Segmentation(boundaries[b : b + k + 1], math.fsum(chunk_costs.tolist()), chunk_costs)
+        )
+        b += k + 1
+        c += k
+    return found

@@ -1,0 +1,237 @@
+"""Makes the embedded student: a tokenizer and a small Llama pretrained on facts and single steps.
+
+Like a real small language model, `tiny` starts from a base. The base knows number facts, last
+letters, the wording of the tasks and single steps; it never sees two chained steps. Run
+
+    python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
+
+to make the files that ship with the package (about half an hour on two cores).
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .tasks import CORE, NAMES, TASKS, WORDS, Problem
+
+PAD, EOS = "<pad>", "<eos>"
+MAX_VALUE = 49  # the largest number the arithmetic task writes
+
+
+def number_facts() -> list[tuple[str, str]]:
+    """Returns all (question, answer) pairs such as ("14 + 5 =", " 19")."""
+    facts = []
+    for a in range(1, MAX_VALUE + 1):
+        for b in range(1, 10):
+            if a + b <= MAX_VALUE:
+                facts.append((f" {a} + {b} =", f" {a + b}"))
+            if a - b >= 1:
+                facts.append((f" {a} - {b} =", f" {a - b}"))
+    return facts
+
+
+def letter_facts() -> list[tuple[str, str]]:
+    """Returns all (question, answer) pairs such as ("The last letter of apple is", " e")."""
+    return [(f" The last letter of {word} is", f" {word[-1]}") for word in WORDS]
+
+
+def first_step(problem: Problem) -> str:
+    """Returns the rationale up to and with its first core step: one step, nothing chained."""
+    end = problem.kinds.index(CORE) + 1
+    return " ".join(problem.sentences[:end])
+
+
+def fact_text(rng: random.Random) -> tuple[str, str]:
+    facts = number_facts() if rng.random() < 0.9 else letter_facts()
+    return "", "".join(q + a + "." for q, a in rng.choices(facts, k=10))
+
+
+def step_text(rng: random.Random) -> tuple[str, str]:
+    """Returns a solved one-step problem, or the first step of a longer one."""
+    generate = TASKS[rng.choice(("arithmetic", "arithmetic", "objects", "letters", "coin"))]
+    filler = rng.random()
+    if rng.random() < 0.5:
+        problem = generate(rng, steps=1, filler=filler)
+        return problem.question, " ".join(problem.sentences)
+    problem = generate(rng, steps=rng.randint(2, 5), filler=filler)
+    return problem.question, first_step(problem)
+
+
+def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE trained on the texts of all tasks; any text can be encoded."""
+    rng = random.Random(seed)
+    texts = [name for name in NAMES for _ in range(50)]
+    for generate in TASKS.values():
+        for _ in range(2000):
+            problem = generate(rng, filler=1.0)
+            texts += [problem.question, " " + " ".join(problem.sentences)]
+    texts += ["".join(q + a + "." for q, a in number_facts() + letter_facts())] * 20
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD, EOS],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlamaForCausalLM:
+    """Returns an untrained Llama. Weights start at 1/sqrt(fan in): std 0.02 is too small here."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
+        if "o_proj" in name or "down_proj" in name:
+            std /= math.sqrt(2 * layers)
+        torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def batch(
+    tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (input ids, labels), (B, T); the question of a text carries no loss."""
+    rows = []
+    for question, rest in texts:
+        context = tokenizer.encode(question + "\n") if question else []
+        target = [*tokenizer.encode(rest), tokenizer.eos_token_id]
+        rows.append((context + target, [-100] * len(context) + target))
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
+    for i, (row, label) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, : len(row)] = torch.tensor(label)
+    return ids, labels
+
+
+@torch.no_grad()
+def facts_known(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[tuple[str, str]]
+) -> float:
+    """Returns the share of facts whose answer is the arg-max after their question."""
+    right = 0
+    for question, answer in facts:
+        (wanted,) = tokenizer.encode(answer)
+        logits = model(input_ids=torch.tensor([tokenizer.encode(question)])).logits
+        right += int(logits[0, -1].argmax()) == wanted
+    return right / len(facts)
+
+
+@torch.no_grad()
+def steps_known(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, n: int = 200
+) -> float:
+    """Returns the share of one-step core sentences that the base writes without a wrong token."""
+    rng, right = random.Random(f"check-{task}"), 0
+    for _ in range(n):
+        problem = TASKS[task](rng, steps=1, filler=1.0)
+        core = problem.kinds.index(CORE)
+        before = problem.question + "\n" + " ".join(problem.sentences[:core])
+        context, target = tokenizer.encode(before), tokenizer.encode(" " + problem.sentences[core])
+        logits = model(input_ids=torch.tensor([context + target])).logits[0]
+        right += logits[len(context) : -1].argmax(-1).tolist() == target[1:]
+    return right / n
+
+
+def pretrain(
+    out: Path, steps: int, width: int, layers: int, lr: float, seed: int,
+    mix: Callable[[random.Random], tuple[str, str]] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Trains the base, writes it to `out`, and returns what it knows."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    mix = mix or (lambda r: fact_text(r) if r.random() < 0.35 else step_text(r))
+    tokenizer = train_tokenizer(768, seed)
+    model = new_model(tokenizer, width, layers)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / 200) * max(0.02, 1 - s / steps)
+    )
+    start, mean = time.perf_counter(), 0.0
+    for step in range(steps):
+        ids, labels = batch(tokenizer, [mix(rng) for _ in range(32)])
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean = 0.98 * mean + 0.02 * loss.item()
+        if (step + 1) % 500 == 0:
+            seconds = time.perf_counter() - start
+            print(f"step {step + 1}/{steps} loss {mean:.3f} {seconds:.0f} s", flush=True)
+    model.eval()
+    known = {
+        "number_facts": facts_known(model, tokenizer, number_facts()),
+        "letter_facts": facts_known(model, tokenizer, letter_facts()),
+        **{f"step_{task}": steps_known(model, tokenizer, task) for task in TASKS},
+    }
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {"seconds": round(time.perf_counter() - start), "steps": steps, "seed": seed, **known}
+    (out / "base.json").write_text(json.dumps(record, indent=1) + "\n")
+    return known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the base to")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    known = pretrain(
+        options.out, options.steps, options.width, options.layers, options.lr, options.seed
+    )
+    print(json.dumps(known))
+    if min(known["number_facts"], known["letter_facts"]) <= 0.95:
+        raise SystemExit("the base knows too few facts (more than 95 % are wanted): not usable")
+
+
+if __name__ == "__main__":
+    main()

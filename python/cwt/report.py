@@ -1,0 +1,186 @@
+"""The table of a run: report.json for machines, report.md and the terminal for people."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import UserError
+from .files import read_json, write_json, write_text
+from .stages import METHODS
+from .workspace import Workspace
+
+COLUMNS = (
+    ("method", "method"),
+    ("accuracy", "accuracy %"),
+    ("interval", "95 % interval"),
+    ("generated_tokens", "tokens written"),
+    ("seconds_per_answer", "ms an answer"),
+    ("well_formed", "well-formed %"),
+    ("truncated", "truncated %"),
+    ("skipped_share", "skipped %"),
+    ("optimizer_steps", "steps"),
+    ("loss_tokens", "loss tokens"),
+    ("processed_tokens", "processed tokens"),
+    ("train_seconds", "train s"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. Costs are those of the whole way from the given student, CWT included for STT.
+
+    Attributes:
+        accuracy: share of test questions answered right, in [0, 1].
+        accuracy_interval: 95 %, Wilson, over the test questions.
+        generated_tokens: mean per question, with the end-of-sequence token.
+        seconds_per_answer: wall time of batched generation over the questions.
+        skipped_share: share of middle units left out in training; None where nothing was judged.
+        removal_rates: the same by kind of unit, for generated examples.
+    """
+
+    name: str
+    seed: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    generated_tokens: float
+    tokens_per_second: float
+    seconds_per_answer: float
+    well_formed: float
+    truncated: float
+    skipped_share: float | None
+    removal_rates: dict[str, float] | None
+    optimizer_steps: int
+    loss_tokens: int
+    processed_tokens: int
+    train_seconds: float
+    skip_seconds: float
+    student: str
+
+
+def make_report(ws: Workspace) -> dict[str, Any]:
+    """Writes report.json and report.md from what the run holds, and returns the former."""
+    rows = [_row(ws, name) for name in METHODS if (ws.out / "methods" / f"{name}.json").exists()]
+    if not rows:
+        raise UserError(f"{ws.out} holds no evaluated method yet; run `cwt run` first.")
+    rows.sort(key=lambda row: ORDER.index(row.name))
+    chunks = ws.out / "chunks" / "chunks.json"
+    report = {
+        "config": asdict(ws.config),
+        "data": read_json(ws.out / "data" / "data.json"),
+        "chunking": read_json(chunks) if chunks.exists() else {},
+        "methods": [asdict(row) for row in rows],
+    }
+    write_json(ws.out / "report.json", report)
+    write_text(ws.out / "report.md", as_markdown(report))
+    return report
+
+
+ORDER = (
+    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", "CWT-continued", "STT",
+    "literal-skips", "random-skips", "oracle-skips",
+)  # fmt: skip
+
+
+def _row(ws: Workspace, name: str) -> Row:
+    student = read_json(ws.out / "methods" / f"{name}.json")["student"]
+    score = read_json(ws.evaluation(student))
+    spent = [read_json(ws.student(s) / "train.json") for s in _way(ws, name, student)]
+    skips = [read_json(ws.skips(s)) for s in _way(ws, name, student) if ws.skips(s).exists()]
+    judged = skips[-1] if skips and skips[-1]["judge"] != "none" else None
+    return Row(
+        name=name,
+        seed=ws.config.seed,
+        accuracy=score["accuracy"],
+        accuracy_interval=tuple(score["accuracy_interval"]),
+        generated_tokens=score["generated_tokens"],
+        tokens_per_second=score["tokens_per_second"],
+        seconds_per_answer=score["seconds_per_answer"],
+        well_formed=score["well_formed"],
+        truncated=score["truncated"],
+        skipped_share=judged["skipped_share"] if judged else None,
+        removal_rates=(judged["removal_rates"] or None) if judged else None,
+        optimizer_steps=sum(s["optimizer_steps"] for s in spent),
+        loss_tokens=sum(s["loss_tokens"] for s in spent),
+        processed_tokens=sum(s["processed_tokens"] for s in spent),
+        train_seconds=round(sum(s["train_seconds"] for s in spent), 1),
+        skip_seconds=round(sum(s["seconds"] for s in skips), 1),
+        student=str(ws.student(student).relative_to(ws.out)),
+    )
+
+
+def _way(ws: Workspace, name: str, student: str) -> list[str]:
+    """Returns the students trained one after the other on the way to this one."""
+    if METHODS[name][0] is None:
+        return [student]
+    if name != "STT":
+        return ["CWT", student]
+    last = int(student.rsplit("-", 1)[1])
+    return ["CWT", *(f"STT-round-{r}" for r in range(1, last + 1))]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Returns one line of the table as text, in the order of COLUMNS."""
+    low, high = row["accuracy_interval"]
+    skipped = row["skipped_share"]
+    return [
+        row["name"],
+        f"{100 * row['accuracy']:.1f}",
+        f"{100 * low:.1f}-{100 * high:.1f}",
+        f"{row['generated_tokens']:.1f}",
+        f"{1000 * row['seconds_per_answer']:.1f}",
+        f"{100 * row['well_formed']:.1f}",
+        f"{100 * row['truncated']:.1f}",
+        "-" if skipped is None else f"{100 * skipped:.1f}",
+        str(row["optimizer_steps"]),
+        str(row["loss_tokens"]),
+        str(row["processed_tokens"]),
+        f"{row['train_seconds']:.0f}",
+    ]
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Returns the report as a Markdown page."""
+    titles = [title for _, title in COLUMNS]
+    lines = [
+        f"# {report['config']['data'] or report['config']['task']}, student "
+        f"{report['config']['student']}, seed {report['config']['seed']}",
+        "",
+        *data_lines(report),
+        "",
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(cells(row)) + " |" for row in report["methods"]),
+        "",
+        *notes(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def data_lines(report: dict[str, Any]) -> list[str]:
+    """Returns what was read, and how the chunkings compare."""
+    data = report["data"]
+    dropped = ", ".join(f"{n} {why}" for why, n in data["dropped"].items()) or "none"
+    lines = [
+        f"{data['train']} training examples, {data['validation']} validation and {data['test']} "
+        f"test questions; rows left out: {dropped}."
+    ]
+    chunking = report["chunking"]
+    if "sbc" in chunking:
+        sbc = chunking["sbc"]
+        lines.append(
+            f"Sum of chunk costs ({report['config']['objective']}): average chunking "
+            f"{sbc['start']:.3f}, SBC {sbc['greedy']:.3f}, exact optimum {sbc['exact']:.3f}."
+        )
+    return lines
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Returns what a reader of the table must know."""
+    lines = [
+        "Budgets count from the given student; STT, CWT-continued and the skip controls include "
+        "their CWT parent. Intervals are over the test questions of this one seed."
+    ]
+    for row in report["methods"]:
+        if row["removal_rates"]:
+            rates = ", ".join(f"{100 * v:.0f} % {k}" for k, v in row["removal_rates"].items())
+            lines.append(f"{row['name']} left out: {rates}.")
+    return lines

@@ -1,0 +1,208 @@
+"""Which units can a student do without? The judges behind skip-thinking training.
+
+`forward` (the default) asks whether what follows is still predicted without a unit; `literal` asks
+only for the answer, with all later units of the teacher in place, and leaks: later units carry the
+results. `oracle`, `random` and `none` are controls.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from .data import Example
+from .encode import Encoded, Encoder, Sample, collate, sample
+from .tasks import ANSWER, CORE
+from .train import Progress
+
+Judge = Literal["forward", "literal", "oracle", "random", "none"]
+Keep = frozenset[int]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether one unit was left out, and on what evidence.
+
+    Attributes:
+        flipped: the later tokens that stopped being the arg-max: text, unit, and the probability
+            with and without the unit.
+    """
+
+    id: str
+    unit: int
+    text: str
+    skipped: bool
+    flipped: list[dict[str, Any]]
+
+
+def middle(item: Encoded) -> range:
+    """Returns the units that may be left out: neither the first nor the answer."""
+    return range(1, len(item.units) - 1)
+
+
+def judge_units(
+    judge: Literal["forward", "literal"],
+    model: PreTrainedModel,
+    encoder: Encoder,
+    items: Sequence[Encoded],
+    keeps: Sequence[Keep] | None = None,
+    threshold: float = 0.9,
+    batch_size: int = 32,
+    progress: Progress = lambda share, text: None,
+) -> tuple[list[Keep], list[Decision]]:
+    """Returns for each item the units that stay, and every decision with its evidence.
+
+    Reference: one pass over the kept units. Eligible: the later tokens that are the arg-max there
+    with p >= threshold and are not the first of a unit; for `literal` the tokens of the answer
+    after "The answer is", whatever their p (an item whose answer is wrong to begin with keeps all
+    its units). Then, left to right, with the holes already made: a unit goes iff no eligible
+    token stops being the arg-max.
+
+    Args:
+        judge: `forward` or `literal`.
+        model: the student that judges.
+        encoder: of the student.
+        items: the examples.
+        keeps: what earlier rounds left, None for all units.
+        threshold: smallest probability of an eligible token in the reference pass.
+        batch_size: rows of one pass.
+        progress: is told the share done.
+    """
+    model.eval()
+    kept = [frozenset(range(len(x.units))) for x in items] if keeps is None else list(keeps)
+    decisions: list[Decision] = []
+    reference = _passes(model, encoder, items, kept, batch_size)
+    eligible = [
+        _answer_tokens(encoder, item, tokens)
+        if judge == "literal"
+        else _confident_tokens(tokens, threshold)
+        for item, tokens in zip(items, reference, strict=True)
+    ]
+    longest = max(len(item.units) for item in items)
+    for u in range(1, longest - 1):
+        some = [
+            i for i, item in enumerate(items) if u in middle(item) and u in kept[i] and eligible[i]
+        ]
+        holes = [kept[i] - {u} for i in some]
+        after = _passes(model, encoder, [items[i] for i in some], holes, batch_size)
+        for i, hole, tokens in zip(some, holes, after, strict=True):
+            flips = [
+                {
+                    "token": encoder.text([items[i].units[v][p]]),
+                    "unit": v,
+                    "p_with": round(reference[i][v, p][1], 4),
+                    "p_without": round(tokens[v, p][1], 4),
+                }
+                for v, p in sorted(eligible[i])
+                if v > u and (v, p) in tokens and not tokens[v, p][0]
+            ]
+            text = encoder.text(items[i].units[u]).strip()
+            decisions.append(Decision(items[i].id, u, text, not flips, flips))
+            if not flips:
+                kept[i] = hole
+        progress(u / max(1, longest - 2), f"unit {u}")
+    return kept, decisions
+
+
+def oracle_units(examples: Sequence[Example]) -> list[Keep]:
+    """Returns the first unit, the core steps and the answer of generated examples.
+
+    Raises:
+        ValueError: an example has no labels.
+    """
+    keeps = []
+    for example in examples:
+        if example.kinds is None:
+            raise ValueError(f"example {example.id} has no kinds: only generated examples do.")
+        keeps.append(frozenset(u for u, k in enumerate(example.kinds) if u == 0 or k in _NEEDED))
+    return keeps
+
+
+_NEEDED = (CORE, ANSWER)
+
+
+def random_units(items: Sequence[Encoded], like: Sequence[Keep], seed: int) -> list[Keep]:
+    """Returns as many units left out per example as in `like`, drawn at random."""
+    rng = random.Random(f"random-skips-{seed}")
+    keeps = []
+    for item, keep in zip(items, like, strict=True):
+        gone = rng.sample(list(middle(item)), len(item.units) - len(keep))
+        keeps.append(frozenset(range(len(item.units))) - frozenset(gone))
+    return keeps
+
+
+def skipped_share(items: Sequence[Encoded], keeps: Sequence[Keep]) -> float:
+    """Returns the share of middle units that are left out."""
+    total = sum(len(middle(item)) for item in items)
+    gone = sum(len(item.units) - len(keep) for item, keep in zip(items, keeps, strict=True))
+    return gone / total if total else 0.0
+
+
+def removal_rates(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[str, float]:
+    """Returns the share of middle units left out, for each kind of the generated examples."""
+    gone: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for example, keep in zip(examples, keeps, strict=True):
+        for u, kind in enumerate(example.kinds or ()):
+            if 0 < u < len(example.units) - 1:
+                total[kind] = total.get(kind, 0) + 1
+                gone[kind] = gone.get(kind, 0) + (u not in keep)
+    return {kind: gone[kind] / n for kind, n in sorted(total.items())}
+
+
+Tokens = dict[tuple[int, int], tuple[bool, float]]  # (unit, position) -> (is the arg-max, p)
+
+
+def _confident_tokens(reference: Tokens, threshold: float) -> set[tuple[int, int]]:
+    return {
+        (u, p)
+        for (u, p), (right, probability) in reference.items()
+        if right and probability >= threshold and p > 0
+    }
+
+
+def _answer_tokens(encoder: Encoder, item: Encoded, reference: Tokens) -> set[tuple[int, int]]:
+    """Returns the tokens of the answer after its marker, none where one of them is wrong."""
+    unit, last = item.units[-1], len(item.units) - 1
+    text = encoder.text(unit)
+    marker = re.search(r"answer (?:is|should be)\b:?", text, re.IGNORECASE)
+    start = len(encoder.ids(text[: marker.end()])) if marker else 0
+    tokens = {(last, p) for p in range(start, len(unit) - 1)}  # the end of sequence is no answer
+    return tokens if all(reference[key][0] for key in tokens) else set()
+
+
+@torch.no_grad()
+def _passes(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    items: Sequence[Encoded],
+    keeps: Sequence[Keep],
+    batch_size: int,
+) -> list[Tokens]:
+    """Returns for each item what the model says of every token of its kept units."""
+    results: list[Tokens] = [{} for _ in items]
+    order = sorted(range(len(items)), key=lambda i: sum(len(items[i].units[u]) for u in keeps[i]))
+    for at in range(0, len(order), batch_size):
+        part = order[at : at + batch_size]
+        rows: list[Sample] = []
+        for i in part:
+            row = sample(items[i], keeps[i])
+            assert row is not None
+            rows.append(row)
+        batch = collate(rows, encoder.pad).to(model.device)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        labels = batch.labels.clamp(min=0)
+        chosen = torch.gather(logits, 2, labels[..., None])[..., 0]
+        probability = (chosen - logits.logsumexp(-1)).exp().tolist()
+        right = (logits.argmax(-1) == labels).tolist()
+        for b, i in enumerate(part):
+            t = len(items[i].prompt) - 1
+            for u in sorted(keeps[i]):
+                for p in range(len(items[i].units[u])):
+                    results[i][u, p] = (right[b][t], probability[b][t])
+                    t += 1
+    return results

@@ -1,0 +1,374 @@
+"""The stages of a run. Each reads what the one before it wrote, and writes files that stay."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from . import data as data_module
+from .chunking import segment_items
+from .data import Example, read_examples, write_examples
+from .encode import Encoded, Encoder
+from .errors import UserError
+from .evaluate import as_rows, evaluate
+from .files import read_json, write_json, write_lines
+from .recipe import Recipe
+from .skip import (
+    Keep,
+    judge_units,
+    oracle_units,
+    random_units,
+    removal_rates,
+    skipped_share,
+)
+from .students import load_student
+from .train import Progress, train
+from .workspace import Workspace
+
+CHUNKINGS = ("ac", "dp", "sbc", "sbc-exact")
+
+
+def quiet(share: float, text: str) -> None:
+    """A progress that nobody watches."""
+
+
+def make_data(ws: Workspace) -> dict[str, Any]:
+    """Writes data/: disjoint train, validation and test examples, generated or imported."""
+    c = ws.config
+    record_path = ws.out / "data" / "data.json"
+    if record_path.exists():
+        return dict(read_json(record_path))
+    dropped: dict[str, int] = {}
+    if not c.data:
+        sizes = (c.train_size, c.validation_size, c.test_size)
+        train_part, validation, test = data_module.generate(c.task, sizes, c.seed, c.steps)
+    else:
+        imported = read_examples(Path(c.data), c.unit)
+        dropped.update(imported.dropped)
+        usable = [e for e in imported.examples if len(e.units) >= 2]
+        if short := len(imported.examples) - len(usable):
+            dropped["rationale of one unit"] = short
+        test = []
+        if c.eval_data:
+            read = read_examples(Path(c.eval_data), c.unit, rationales=False)
+            test = read.examples[: c.test_size]
+            asked = {e.question for e in test}
+            usable, known = [e for e in usable if e.question not in asked], len(usable)
+            if known > len(usable):
+                dropped["question of the test"] = known - len(usable)
+        train_part, validation, test = _split(usable, test, ws)
+    for part, examples in (("train", train_part), ("validation", validation), ("test", test)):
+        write_examples(ws.data(part), examples)
+    record = {
+        "read": len(train_part) + len(validation) + (0 if c.eval_data else len(test)),
+        "dropped": dropped,
+        "train": len(train_part),
+        "validation": len(validation),
+        "test": len(test),
+    }
+    write_json(record_path, record)
+    return record
+
+
+def _split(
+    usable: list[Example], test: list[Example], ws: Workspace
+) -> tuple[list[Example], list[Example], list[Example]]:
+    c = ws.config
+    random.Random(f"split-{c.seed}").shuffle(usable)
+    want_test = 0 if test else min(c.test_size, len(usable) // 4)
+    want_validation = min(c.validation_size, len(usable) // 4)
+    test = test or usable[:want_test]
+    rest = usable[want_test:]
+    validation, rest = (
+        rest[:want_validation],
+        rest[want_validation : want_validation + c.train_size],
+    )
+    if not (rest and validation and test):
+        raise UserError(
+            f"{c.data}: {len(usable)} usable rationales are too few to train, choose and test on."
+        )
+    return rest, validation, test
+
+
+def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
+    """Writes chunks/: the boundaries under every chunking method, for comparison and training."""
+    record_path = ws.out / "chunks" / "chunks.json"
+    if record_path.exists():
+        return dict(read_json(record_path))
+    examples = ws.examples("train")
+    model, encoder = open_student(ws, ws.config.student)
+    items = [encoder.encode(e, (0, len(e.units))) for e in examples]
+    record: dict[str, Any] = {}
+    for i, method in enumerate(CHUNKINGS):
+        progress(i / len(CHUNKINGS), method)
+        start = time.perf_counter()
+        cuts, facts = segment_items(
+            model, encoder, items, method, ws.config.chunks, ws.config.objective
+        )
+        rows = [
+            {"id": e.id, "boundaries": b, **f}
+            for e, b, f in zip(examples, cuts, facts, strict=True)
+        ]
+        write_lines(ws.chunks(method), rows)
+        record[method] = {
+            "chunks": sum(len(b) - 1 for b in cuts) / len(cuts),
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+        if facts[0]:
+            for key in ("start", "greedy", "exact"):
+                record[method][key] = sum(f.get(key, 0.0) for f in facts) / len(facts)
+    write_json(record_path, record)
+    return record
+
+
+def open_student(ws: Workspace, name: str) -> tuple[PreTrainedModel, Encoder]:
+    """Returns a student, on the device it will work on, and its encoder."""
+    model, tokenizer = load_student(name)
+    device = "cuda" if torch.cuda.is_available() and not ws.config.cpu else "cpu"
+    return model.to(device), Encoder(tokenizer, ws.config.prompt)
+
+
+def load_training(ws: Workspace, encoder: Encoder) -> list[Encoded]:
+    """Returns the training examples in tokens, with their chunks."""
+    pairs = zip(ws.examples("train"), ws.boundaries(), strict=True)
+    return [encoder.encode(example, boundaries) for example, boundaries in pairs]
+
+
+def base_recipe(ws: Workspace, method: str) -> Recipe:
+    """Returns the recipe of a method that starts from the student as given."""
+    c = ws.config
+    recipe = Recipe(
+        method="ftt",
+        budget=c.budget,
+        schedule=c.schedule,
+        batch_size=c.batch_size,
+        micro_batch_size=c.micro_batch_size,
+        learning_rate=c.learning_rate,
+        weight_decay=c.weight_decay,
+        max_length=c.max_length,
+        seed=c.seed,
+    )
+    if method == "FTT":
+        return recipe
+    if method == "CWT":
+        return replace(recipe, method="cwt")
+    if method == "FTT-small-batch":
+        return replace(recipe, batch_size=c.small_batch_size)
+    if method == "FTT-sentence-dropout":
+        return replace(recipe, batch_size=c.small_batch_size, sentence_dropout=c.sentence_dropout)
+    # An answer is a few tokens: the whole budget in them would be tens of times the passes over
+    # the questions. It gets as many processed tokens as the others have loss tokens.
+    return replace(recipe, method="answer-only", budget_unit="processed_tokens")
+
+
+def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
+    """Returns the recipe of training on from CWT, for some rounds' worth of budget."""
+    recipe = base_recipe(ws, "FTT")
+    budget = max(1, round(ws.config.budget * ws.config.stt_share * rounds))
+    return replace(recipe, budget=budget, learning_rate=recipe.learning_rate / 2)
+
+
+def train_base(ws: Workspace, method: str, progress: Progress = quiet) -> None:
+    """Trains a method that starts from the student as given."""
+    if ws.trained(method):
+        return
+    model, encoder = open_student(ws, ws.config.student)
+    items = load_training(ws, encoder)
+    recipe = base_recipe(ws, method)
+    train(
+        model, encoder, items, [None] * len(items), recipe, ws.student(method), progress,
+        ws.config.cpu,
+    )  # fmt: skip
+
+
+def train_on_skips(
+    ws: Workspace, name: str, start: str, keeps: Sequence[Keep], rounds: int,
+    progress: Progress = quiet,
+) -> None:  # fmt: skip
+    """Trains on from a student of this run on what is left of the rationales."""
+    if ws.trained(name):
+        return
+    if not ws.trained(start):
+        raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
+    model, encoder = open_student(ws, str(ws.student(start)))
+    items = load_training(ws, encoder)
+    rng = random.Random(f"mix-{ws.config.seed}")
+    whole = [item for item in items if rng.random() < ws.config.mix_full]
+    all_items: list[Encoded] = [*items, *whole]
+    all_keeps: list[Keep | None] = [*keeps, *[None] * len(whole)]
+    train(
+        model, encoder, all_items, all_keeps, continued_recipe(ws, rounds), ws.student(name),
+        progress, ws.config.cpu,
+    )  # fmt: skip
+
+
+def find_skips(
+    ws: Workspace, name: str, judge: str, start: str, before: str | None = None,
+    progress: Progress = quiet,
+) -> list[Keep]:  # fmt: skip
+    """Writes skips/<name>: which units stay, decided by a judge; returns them.
+
+    Args:
+        ws: the run.
+        name: of this decision.
+        judge: forward, literal, oracle, random (as many as `before` left out) or none.
+        start: the student that judges.
+        before: the decision that this one continues.
+        progress: is told the share done.
+    """
+    if ws.skips(name).exists():
+        return ws.keeps(name)
+    examples = ws.examples("train")
+    begin, decisions = time.perf_counter(), []
+    if judge in ("forward", "literal"):
+        if not ws.trained(start):
+            raise UserError(f"{name} needs the student {start}; run `cwt train` for it first.")
+        model, encoder = open_student(ws, str(ws.student(start)))
+        items = load_training(ws, encoder)
+        earlier = ws.keeps(before) if before else None
+        keeps, decisions = judge_units(
+            "forward" if judge == "forward" else "literal",
+            model, encoder, items, earlier, ws.config.threshold, progress=progress,
+        )  # fmt: skip
+    else:
+        items = [Encoded(e.id, (), tuple(() for _ in e.units), (0, len(e.units))) for e in examples]
+        if judge == "oracle":
+            keeps = oracle_units(examples)
+        elif judge == "random" and before:
+            keeps = random_units(items, ws.keeps(before), ws.config.seed)
+        else:
+            keeps = [frozenset(range(len(e.units))) for e in examples]
+    write_lines(ws.skips(name).with_suffix(".jsonl"), (asdict(d) for d in decisions))
+    record = {
+        "judge": judge,
+        "student": start if decisions else None,
+        "seconds": round(time.perf_counter() - begin, 2),
+        "skipped_share": skipped_share(items, keeps),
+        "removal_rates": removal_rates(examples, keeps),
+        "keeps": [sorted(keep) for keep in keeps],
+    }
+    write_json(ws.skips(name), record)
+    return keeps
+
+
+def run_stt(ws: Workspace, progress: Progress = quiet) -> None:
+    """Alternates judging and STT from the CWT student; the best round on validation is STT."""
+    student, before = "CWT", None
+    rounds = ws.config.rounds
+    for r in range(1, rounds + 1):
+        name = f"STT-round-{r}"
+
+        def part(share: float, text: str, r: int = r) -> None:
+            progress((r - 1 + share) / rounds, f"round {r}, {text}")
+
+        keeps = find_skips(ws, name, ws.config.judge, student, before, part)
+        train_on_skips(ws, name, student, keeps, 1, part)
+        evaluate_student(ws, name, "validation", part)
+        student = before = name
+
+
+def best_round(ws: Workspace) -> str:
+    """Returns the STT round with the best accuracy on validation, then the fewest tokens."""
+    names = [f"STT-round-{r}" for r in range(1, ws.config.rounds + 1)]
+
+    def rank(name: str) -> tuple[float, float]:
+        found = read_json(ws.evaluation(f"{name}-validation"))
+        return -found["accuracy"], found["generated_tokens"]
+
+    return min(names, key=rank)
+
+
+def evaluate_student(
+    ws: Workspace, name: str, part: str = "test", progress: Progress = quiet
+) -> None:
+    """Writes evals/<name>: the score on the test questions and what the student wrote."""
+    path = ws.evaluation(name if part == "test" else f"{name}-{part}")
+    if path.exists():
+        return
+    if not ws.trained(name):
+        raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
+    model, encoder = open_student(ws, str(ws.student(name)))
+    found, generations = evaluate(
+        model, encoder, ws.examples(part), ws.config.max_new_tokens, ws.config.eval_batch_size,
+        progress,
+    )  # fmt: skip
+    write_lines(path.with_suffix(".jsonl"), as_rows(generations))
+    write_json(path, asdict(found))
+
+
+Stage = Callable[[Workspace, Progress], str]  # returns the name of the student to evaluate
+
+
+def _base(method: str) -> Stage:
+    def stage(ws: Workspace, progress: Progress) -> str:
+        train_base(ws, method, progress)
+        return method
+
+    return stage
+
+
+def _control(name: str, judge: str, like_stt: bool = False) -> Stage:
+    def stage(ws: Workspace, progress: Progress) -> str:
+        keeps = find_skips(ws, name, judge, "CWT", best_round(ws) if like_stt else None)
+        train_on_skips(ws, name, "CWT", keeps, ws.config.rounds, progress)
+        return name
+
+    return stage
+
+
+def _stt(ws: Workspace, progress: Progress) -> str:
+    run_stt(ws, progress)
+    return best_round(ws)
+
+
+# The rows of the table: what must be there before, and what is done.
+METHODS: dict[str, tuple[str | None, Stage]] = {
+    "CWT": (None, _base("CWT")),
+    "answer-only": (None, _base("answer-only")),
+    "FTT": (None, _base("FTT")),
+    "FTT-small-batch": (None, _base("FTT-small-batch")),
+    "FTT-sentence-dropout": (None, _base("FTT-sentence-dropout")),
+    "STT": ("CWT", _stt),
+    "CWT-continued": ("CWT", _control("CWT-continued", "none")),
+    "literal-skips": ("CWT", _control("literal-skips", "literal")),
+    "oracle-skips": ("CWT", _control("oracle-skips", "oracle")),
+    "random-skips": ("STT", _control("random-skips", "random", like_stt=True)),
+}
+
+
+def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
+    """Trains one row of the table and evaluates it on the test questions."""
+
+    def training(share: float, text: str) -> None:
+        progress(0.9 * share, text)
+
+    def evaluation(share: float, text: str) -> None:
+        progress(0.9 + 0.1 * share, text)
+
+    student = METHODS[name][1](ws, training)
+    evaluate_student(ws, student, "test", evaluation)
+    write_json(ws.out / "methods" / f"{name}.json", {"name": name, "student": student})
+
+
+def selected_methods(ws: Workspace) -> list[str]:
+    """Returns the rows of the table that the configuration asks for, in the table's order."""
+    possible = [m for m in METHODS if m != "oracle-skips" or not ws.config.data]
+    if ws.config.methods == "all":
+        return possible
+    asked = [name.strip() for name in ws.config.methods.split(",") if name.strip()]
+    for name in asked:
+        if name not in METHODS:
+            raise UserError(f"methods: wanted some of {', '.join(METHODS)}, got {name!r}.")
+        if name not in possible:
+            raise UserError(f"methods: {name} needs generated data, whose core steps are labelled.")
+    need = list(asked)
+    for name in need:
+        before = METHODS[name][0]
+        if before and before not in need:
+            need.append(before)
+    return [name for name in METHODS if name in need]
