@@ -1,0 +1,429 @@
+// The arithmetic of one row, for a vector type that the including file chooses.
+//
+// Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
+// pass 2 (write_span) scales it into the gradient. Memory per row: V logits read, V gradients
+// written, both once.
+//
+// N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
+// exactly enough at any distance from the maximum, e = exp(r) 2^(n - N). (x - max in float32 loses
+// 1e-6 of e once x is 16 below the maximum.) Each block of kRowBlock elements has its own N. The
+// first guess is the label's logit; a block whose maximum is more than 2^20 above its N is done
+// again while it is still in L1. Blocks are put on one scale in float64, exactly.
+//
+// Finite because: n - N >= -127 by clamping (-Inf gives exactly 0), e <= 2^20, e^2 <= 2^40. Rows
+// whose maximum lies outside +-kMaxMagnitude are first rebased to a scratch copy x - max.
+//
+// Everything here is in an anonymous namespace and uses no inline function of the standard library:
+// a function shared between files built for different instruction sets would be merged by the
+// linker, and could trap on an older CPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "chunk_loss_kernels.h"
+
+namespace cwt {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kMaxMagnitude = 1e4f;
+constexpr int kRedoExponent = 20;
+constexpr double kLn2 = 0.693147180559945309;
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact without an FMA
+constexpr float kLn2Low = -2.12194440e-4f;
+constexpr float kMagic =
+    12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+
+inline float minus_infinity(const float*) { return -kInfinity; }
+inline BFloat16 minus_infinity(const BFloat16*) { return {0xFF80}; }
+inline Half minus_infinity(const Half*) { return {0xFC00}; }
+
+// One element through the vector conversions, so that there is one rounding to get right.
+template <class V, class scalar_t>
+inline float get(const scalar_t* p) {
+  scalar_t in[V::kLanes] = {*p};
+  float out[V::kLanes];
+  V::store(out, V::load(in));
+  return out[0];
+}
+
+template <class V, class scalar_t>
+inline void put(scalar_t* p, float value) {
+  scalar_t out[V::kLanes];
+  V::store(out, V::set1(value));
+  *p = out[0];
+}
+
+template <class V>
+inline double sum_of(typename V::reg v) {
+  float lanes[V::kLanes];
+  V::store(lanes, v);
+  double total = 0;
+  for (float lane : lanes) total += lane;
+  return total;
+}
+
+template <class V>
+inline float max_of(typename V::reg v) {
+  float lanes[V::kLanes];
+  V::store(lanes, v);
+  float top = lanes[0];
+  for (float lane : lanes) top = lane > top ? lane : top;
+  return top;
+}
+
+inline int exponent_near(float z) { return int(__builtin_rintf(z * kLog2e)); }
+
+// The constants of exp(z) / 2^N.
+template <class V>
+struct Shift {
+  explicit Shift(int n)
+      : lowest(V::set1(float((n - 126.9) * kLn2))),
+        offset(V::set1(float(n * kLn2))),
+        bias(127 - n) {}
+  typename V::reg lowest;  // rounds to n = N - 127, whose power of two is 0
+  typename V::reg offset;
+  int bias;
+};
+
+// exp(z) / 2^N for lowest <= z; NaN and +Inf give NaN. Relative error below 1.1e-7: degree 6 on
+// +-ln2/2.
+template <class V>
+inline typename V::reg exp_shifted(typename V::reg z, int bias) {
+  const auto t = V::fma(z, V::set1(kLog2e), V::set1(kMagic));
+  const auto n = V::sub(t, V::set1(kMagic));
+  auto r = V::fma(n, V::set1(-kLn2High), z);
+  r = V::fma(n, V::set1(-kLn2Low), r);
+  auto p = V::fma(r, V::set1(0.0013814539415761828f), V::set1(0.00836874544620514f));
+  p = V::fma(p, r, V::set1(0.04166838899254799f));
+  p = V::fma(p, r, V::set1(0.1666652113199234f));
+  p = V::fma(p, r, V::set1(0.4999999403953552f));
+  p = V::fma(p, r, V::set1(1.f));
+  p = V::fma(p, r, V::set1(1.f));
+  return V::scale_by_power(p, t, bias);
+}
+
+template <class V>
+struct SpanSums {
+  typename V::reg s = V::set1(0), q = V::set1(0), h = V::set1(0), top = V::set1(-kInfinity);
+};
+
+template <class V, bool kStats>
+inline typename V::reg exp_step(typename V::reg z, const Shift<V>& shift, SpanSums<V>& a) {
+  a.top = V::max(z, a.top);                // a NaN keeps top
+  const auto x = V::max(shift.lowest, z);  // a NaN stays
+  const auto e = exp_shifted<V>(x, shift.bias);
+  a.s = V::add(a.s, e);
+  if constexpr (kStats) {
+    a.q = V::fma(e, e, a.q);
+    a.h = V::fma(e, V::sub(x, shift.offset), a.h);
+  }
+  return e;
+}
+
+template <class V, class scalar_t, bool kStats, bool kKeep>
+inline void exp_span(const scalar_t* x, int64_t size, float* e, const Shift<V>& shift,
+                     SpanSums<V>& a, SpanSums<V>& b) {
+  constexpr int64_t kLanes = V::kLanes;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    const auto e0 = exp_step<V, kStats>(V::load(x + i), shift, a);
+    const auto e1 = exp_step<V, kStats>(V::load(x + i + kLanes), shift, b);
+    if constexpr (kKeep) {
+      V::store(e + i, e0);
+      V::store(e + i + kLanes, e1);
+    }
+  }
+  for (; i < size; i += kLanes) {
+    const int64_t left = size - i < kLanes ? size - i : kLanes;
+    scalar_t in[kLanes];
+    float out[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) in[k] = k < left ? x[i + k] : minus_infinity(x);
+    V::store(out, exp_step<V, kStats>(V::load(in), shift, a));
+    if constexpr (kKeep) std::memcpy(e + i, out, left * sizeof(float));
+  }
+}
+
+// Calls piece(begin, end) for the parts of [begin, end) that do not hold the label.
+template <typename piece_fn>
+inline void around(int64_t begin, int64_t end, int64_t label, const piece_fn& piece) {
+  if (label < begin || label >= end) return piece(begin, end);
+  if (label > begin) piece(begin, label);
+  if (label + 1 < end) piece(label + 1, end);
+}
+
+// Sums of a row in units of 2^n (q: 2^2n), around n ln2.
+struct RowTotals {
+  int n;
+  double s = 0, q = 0, h = 0;
+
+  void move_to(int to) {
+    if (to == n) return;
+    const double scale = __builtin_ldexp(1.0, n - to);
+    h = scale * (h + s * (n - to) * kLn2);
+    s *= scale;
+    q *= scale * scale;
+    n = to;
+  }
+};
+
+enum class RowPass { kDone, kRebase };
+
+template <class V, class scalar_t, bool kStats, bool kKeep>
+RowPass sums_pass(const scalar_t* x, const RowInput& in, RowScratch& scratch,
+                  RowSums<double>& sums) {
+  float* e = static_cast<float*>(scratch.e);
+  const float z_y = get<V>(x + in.label);
+  const bool usable = z_y >= -kMaxMagnitude && z_y <= kMaxMagnitude;
+  int n = exponent_near(usable ? z_y : -kMaxMagnitude);  // never far above the row's maximum
+  RowTotals totals{n};
+  float z_max = z_y;
+  for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
+    const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
+    SpanSums<V> a, b;
+    float top;
+    for (;;) {
+      const Shift<V> shift(n);
+      a = b = SpanSums<V>();
+      around(begin, end, in.label, [&](int64_t from, int64_t to) {
+        exp_span<V, scalar_t, kStats, kKeep>(x + from, to - from, e + from, shift, a, b);
+      });
+      top = max_of<V>(V::max(a.top, b.top));
+      if (top > kMaxMagnitude) return RowPass::kRebase;
+      if (!(top > (n + kRedoExponent) * float(kLn2))) break;
+      n = exponent_near(top);
+    }
+    z_max = top > z_max ? top : z_max;
+    scratch.exponents[begin / kRowBlock] = n;
+    totals.move_to(n);
+    const double block_s = sum_of<V>(V::add(a.s, b.s));
+    totals.s += block_s;
+    if constexpr (kStats) {
+      totals.q += sum_of<V>(V::add(a.q, b.q));
+      totals.h += sum_of<V>(V::add(a.h, b.h)) + block_s * (double(float(n * kLn2)) - n * kLn2);
+    }
+  }
+  // A NaN in s passes this test and is found by the caller.
+  if (z_max < -kMaxMagnitude || z_max > kMaxMagnitude) return RowPass::kRebase;
+  scratch.exponent = n;
+  sums = {n * kLn2, totals.s, totals.q, totals.h, 0, z_y, z_max};
+  return RowPass::kDone;
+}
+
+template <class V, class scalar_t>
+RowPass sums_dispatch(const scalar_t* x, const RowInput& in, RowScratch& scratch,
+                      RowSums<double>& sums) {
+  if (in.want_stats)
+    return in.keep ? sums_pass<V, scalar_t, true, true>(x, in, scratch, sums)
+                   : sums_pass<V, scalar_t, true, false>(x, in, scratch, sums);
+  return in.keep ? sums_pass<V, scalar_t, false, true>(x, in, scratch, sums)
+                 : sums_pass<V, scalar_t, false, false>(x, in, scratch, sums);
+}
+
+// z = cap tanh(u), u = x / cap, and its slope 1 - tanh(u)^2. From E = exp(-2|u|): slope = 4 E / (1
+// + E)^2 keeps its digits where tanh saturates; tanh = (1 - E) / (1 + E), by its odd series below
+// 0.25 where 1 - E cancels.
+template <class V>
+inline void softcap_step(float* z, float* slope, float cap) {
+  const auto one = V::set1(1), shift = V::set1(-87.f);
+  const auto u = V::mul(V::load(z), V::set1(1 / cap));
+  const auto magnitude = V::max(u, V::sub(V::set1(0), u));
+  const auto energy = exp_shifted<V>(V::max(shift, V::mul(V::set1(-2), magnitude)), 127);
+  const auto inverse = V::div(one, V::add(one, energy));
+  const auto u2 = V::mul(u, u);
+  auto series = V::fma(u2, V::set1(-0.00886323552f), V::set1(0.0218694885f));
+  series = V::fma(series, u2, V::set1(-0.0539682540f));
+  series = V::fma(series, u2, V::set1(0.133333333f));
+  series = V::fma(series, u2, V::set1(-0.333333333f));
+  const auto small = V::fma(V::mul(series, u2), u, u);
+  const auto large = V::copy_sign(V::mul(V::sub(one, energy), inverse), u);
+  V::store(z, V::mul(V::set1(cap), V::select_below(magnitude, 0.25f, small, large)));
+  V::store(slope, V::mul(V::mul(V::set1(4), energy), V::mul(inverse, inverse)));
+}
+
+// Copies the row to scratch.z as floats, softcapped where asked.
+template <class V, class scalar_t>
+void prepare(const RowInput& in, RowScratch& scratch) {
+  constexpr int64_t kLanes = V::kLanes;
+  const scalar_t* x = static_cast<const scalar_t*>(in.x);
+  float* z = static_cast<float*>(scratch.z);
+  for (int64_t i = 0; i < in.vocab; i += kLanes) {
+    const int64_t left = in.vocab - i < kLanes ? in.vocab - i : kLanes;
+    scalar_t raw[kLanes];
+    float value[kLanes], slope[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k)
+      raw[k] = k < left ? x[(i + k) * in.stride] : minus_infinity(x);
+    V::store(value, V::load(raw));
+    if (in.softcap > 0) {
+      softcap_step<V>(value, slope, float(in.softcap));
+      std::memcpy(static_cast<float*>(scratch.slope) + i, slope, left * sizeof(float));
+      for (int64_t k = 0; k < left; ++k) {
+        float original[kLanes];
+        V::store(original, V::load(raw));
+        if (original[k] != original[k] || original[k] == kInfinity) value[k] = original[k];
+      }
+    }
+    std::memcpy(z + i, value, left * sizeof(float));
+  }
+}
+
+// Subtracts the row's maximum in place; false where there is none.
+inline bool rebase(float* z, int64_t vocab, float& top) {
+  top = -kInfinity;
+  for (int64_t j = 0; j < vocab; ++j) top = z[j] > top ? z[j] : top;
+  if (top == kInfinity || top == -kInfinity) return false;
+  for (int64_t j = 0; j < vocab; ++j) z[j] -= top;
+  return true;
+}
+
+template <class V, class scalar_t>
+double sum_row(const scalar_t* x, int64_t vocab) {
+  constexpr int64_t kLanes = V::kLanes;
+  double total = 0;
+  for (int64_t begin = 0; begin < vocab; begin += kRowBlock) {
+    const int64_t end = begin + kRowBlock < vocab ? begin + kRowBlock : vocab;
+    auto lanes = V::set1(0);
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) lanes = V::add(lanes, V::load(x + i));
+    total += sum_of<V>(lanes);
+    for (; i < end; ++i) total += get<V>(x + i);
+  }
+  return total;
+}
+
+template <class V, class scalar_t>
+bool row_sums(const RowInput& in, RowScratch& scratch, RowSums<double>& sums) {
+  float* z = static_cast<float*>(scratch.z);
+  bool copied = in.stride != 1 || in.softcap > 0;
+  if (copied) prepare<V, scalar_t>(in, scratch);
+  const scalar_t* x = static_cast<const scalar_t*>(in.x);
+  RowPass pass =
+      copied ? sums_dispatch<V>(z, in, scratch, sums) : sums_dispatch<V>(x, in, scratch, sums);
+  float top = 0;
+  if (pass == RowPass::kRebase) {
+    if (!copied) prepare<V, scalar_t>(in, scratch);
+    copied = true;
+    if (!rebase(z, in.vocab, top)) return false;
+    if (sums_dispatch<V>(z, in, scratch, sums) == RowPass::kRebase) return false;
+  }
+  if (sums.s != sums.s || sums.z_y != sums.z_y) return false;
+  if (in.want_z_sum) sums.z_sum = copied ? sum_row<V>(z, in.vocab) : sum_row<V>(x, in.vocab);
+  sums.z_sum += double(top) * in.vocab;
+  sums.shift += top;
+  sums.z_y += top;
+  sums.z_max += top;
+  return true;
+}
+
+// grad = scale * e, the whole of pass 2 for the plain loss.
+template <class V, bool kStream, class scalar_t>
+inline void scale_span(const float* e, int64_t size, float scale, scalar_t* grad) {
+  constexpr int64_t kLanes = V::kLanes;
+  int64_t i = 0;
+  if constexpr (kStream) {
+    constexpr uintptr_t kAlign = kLanes * sizeof(scalar_t);
+    for (; i < size && reinterpret_cast<uintptr_t>(grad + i) % kAlign; ++i)
+      put<V>(grad + i, scale * e[i]);
+  }
+  const auto factor = V::set1(scale);
+  for (; i + kLanes <= size; i += kLanes) {
+    const auto g = V::mul(V::load(e + i), factor);
+    if constexpr (kStream)
+      V::stream(grad + i, g);
+    else
+      V::store(grad + i, g);
+  }
+  for (; i < size; ++i) put<V>(grad + i, scale * e[i]);
+}
+
+// g = (p_factor p - bias) slope with everything that may be asked of it; returns the sum of g^2.
+template <class V, class scalar_t>
+inline double write_span(const float* e, const float* slope, int64_t size, float scale,
+                         const RowOutput& out, scalar_t* grad, float* mean) {
+  constexpr int64_t kLanes = V::kLanes;
+  const auto factor = V::set1(scale * float(out.p_factor)), minus_bias = V::set1(-float(out.bias));
+  const auto weight = V::set1(float(out.weight));
+  auto square = V::set1(0);
+  const auto step = [&](const float* e_k, const float* slope_k, scalar_t* grad_k, float* mean_k) {
+    auto g = V::fma(V::load(e_k), factor, minus_bias);
+    if (slope_k) g = V::mul(g, V::load(slope_k));
+    square = V::fma(g, g, square);
+    if (mean_k) V::store(mean_k, V::add(V::load(mean_k), g));
+    if (grad_k) V::store(grad_k, V::mul(g, weight));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    step(e + i, slope ? slope + i : nullptr, grad ? grad + i : nullptr, mean ? mean + i : nullptr);
+  double total = sum_of<V>(square);
+  for (; i < size; ++i) {
+    float g = e[i] * scale * float(out.p_factor) - float(out.bias);
+    if (slope) g *= slope[i];
+    total += double(g) * g;
+    if (mean) mean[i] += g;
+    if (grad) put<V>(grad + i, g * float(out.weight));
+  }
+  return total;
+}
+
+template <class V, class scalar_t>
+double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out) {
+  const float* e = static_cast<const float*>(scratch.e);
+  const float* slope = in.softcap > 0 ? static_cast<const float*>(scratch.slope) : nullptr;
+  scalar_t* grad = static_cast<scalar_t*>(out.grad);
+  float* mean = static_cast<float*>(out.mean);
+  double square = 0;
+  for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
+    const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
+    const double power =
+        __builtin_ldexp(1.0, scratch.exponents[begin / kRowBlock] - scratch.exponent);
+    const float scale = float(out.p_scale * power);
+    around(begin, end, in.label, [&](int64_t from, int64_t to) {
+      if (!out.plain || mean)
+        square += write_span<V>(e + from, slope ? slope + from : nullptr, to - from, scale, out,
+                                grad ? grad + from : nullptr, mean ? mean + from : nullptr);
+      else if (out.stream)
+        scale_span<V, true>(e + from, to - from, float(out.p_scale * power * out.weight),
+                            grad + from);
+      else
+        scale_span<V, false>(e + from, to - from, float(out.p_scale * power * out.weight),
+                             grad + from);
+    });
+  }
+  const double g_y = slope ? out.g_y * slope[in.label] : out.g_y;
+  if (mean) mean[in.label] += float(g_y);
+  if (grad) put<V>(grad + in.label, float(out.weight * g_y));
+  return square + g_y * g_y;
+}
+
+// out = factor * in; the two may be the same memory.
+template <class V, class scalar_t>
+void row_scale(const void* in, void* out, int64_t size, double factor) {
+  const scalar_t* from = static_cast<const scalar_t*>(in);
+  scalar_t* to = static_cast<scalar_t*>(out);
+  int64_t i = 0;
+  for (; i + V::kLanes <= size; i += V::kLanes)
+    V::store(to + i, V::mul(V::load(from + i), V::set1(float(factor))));
+  for (; i < size; ++i) put<V>(to + i, get<V>(from + i) * float(factor));
+}
+
+template <class V, class scalar_t>
+constexpr RowKernels row_kernels() {
+  return {&row_sums<V, scalar_t>, &row_write<V, scalar_t>, &row_scale<V, scalar_t>};
+}
+
+template <class V>
+constexpr RowKernelSet row_kernel_set(const char* name) {
+  return {name, row_kernels<V, Half>(), row_kernels<V, BFloat16>(), row_kernels<V, float>()};
+}
+
+}  // namespace
+}  // namespace cwt

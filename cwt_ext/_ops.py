@@ -1,0 +1,202 @@
+"""The native operators: loading, shapes for the compiler, gradients. The only module that says torch.ops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).with_name("libcwt_ext.so")
+
+REDUCTIONS = {"sum": 0, "token_mean": 1, "chunk_mean": 2, "none": 3}
+STATS_MODES = {False: 0, True: 1, "all": 2}
+NUM_ROW_STATS = 5
+NUM_CHUNK_STATS = 7
+NUM_ERROR_COUNTS = 2
+
+
+def _load() -> None:
+    if not _LIBRARY.is_file():
+        raise ImportError(
+            f"cwt_ext: the native library {_LIBRARY} is missing. Install with `pip install .`, or "
+            "build in place with `python setup.py build_ext --inplace`."
+        )
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except OSError as error:
+        raise ImportError(
+            f"cwt_ext: {_LIBRARY} does not load under torch {torch.__version__}: {error}. It needs "
+            "torch >= 2.10; `python -m cwt_ext.doctor` says more."
+        ) from error
+
+
+_load()
+_cwt = torch.ops.cwt
+
+
+def library_path() -> Path:
+    """Returns the path of the native library."""
+    return _LIBRARY
+
+
+def cpu_capability() -> str:
+    """Returns the instruction set of the CPU kernels: "baseline", "avx2" or "avx512"."""
+    return str(_cwt.cpu_capability())
+
+
+def backends() -> list[str]:
+    """Returns the devices that chunk_loss has a native kernel for in this build."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [key.lower() for key in ("CPU", "CUDA") if has("cwt::chunk_loss", key)]
+
+
+def chunk_loss(*args: Any) -> tuple[Tensor, ...]:
+    """Calls the functional operator; arguments as in csrc/ops.cpp. Differentiable in the logits."""
+    return tuple(_cwt.chunk_loss(*args))
+
+
+def chunk_loss_out(*args: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    """Calls the operator that writes the gradient to `grad`. Not differentiable."""
+    return tuple(_cwt.chunk_loss_out(*args, grad=grad))
+
+
+def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
+    """Returns grad * grad_output; in grad's own memory when autograd will not need it again.
+
+    `grad` is what a forward pass saved. Autograd says whether it keeps the graph for another
+    backward pass (retain_graph=True); only then the product goes to a tensor of its own.
+    """
+    grad_output = grad_output.to(row_weight.dtype).contiguous()
+    # A subclass or fake tensor is being traced: the compiler decides about memory.
+    eager = type(grad) is Tensor and not torch.compiler.is_compiling()
+    if eager and not torch.is_grad_enabled() and not _graph_is_kept():
+        _cwt.chunk_loss_backward_(grad, row_weight, grad_output)
+        return grad
+    out: Tensor = _cwt.chunk_loss_backward(grad, row_weight, grad_output)
+    return out
+
+
+def _graph_is_kept() -> bool:
+    """Returns whether the running backward pass keeps its saved tensors (True where unknown)."""
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if query is None else bool(query())
+
+
+def _acc_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check_rows(logits: Tensor, labels: Tensor, chunk_ids: Tensor) -> int:
+    torch._check(logits.dim() in (2, 3), lambda: "chunk_loss: logits must be (N, V) or (B, T, V)")
+    rows = logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[1]
+    torch._check(labels.dim() == 1 and labels.shape[0] == rows, lambda: "labels must be (N,)")
+    torch._check(chunk_ids.dim() == 1 and chunk_ids.shape[0] == rows, lambda: "chunk_ids: (N,)")
+    return rows
+
+
+def _fake_results(logits: Tensor, rows: int, num_chunks: int, reduction: int) -> list[Tensor]:
+    acc = _acc_dtype(logits)
+    loss_shape = (rows,) if reduction == REDUCTIONS["none"] else ()
+    return [
+        logits.new_empty(loss_shape, dtype=acc),
+        logits.new_empty((NUM_ROW_STATS, rows), dtype=acc),
+        logits.new_empty((NUM_CHUNK_STATS, num_chunks), dtype=acc),
+        logits.new_empty((NUM_ERROR_COUNTS + num_chunks,), dtype=torch.int64),
+        logits.new_empty((rows,), dtype=acc),
+    ]
+
+
+@torch.library.register_fake("cwt::chunk_loss")
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    active: Tensor | None,
+    weight: Tensor | None,
+    normalizer: Tensor | None,
+    num_chunks: int,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    stats: int,
+    mean_grad_norm: bool,
+    need_grad: bool,
+    validate: bool,
+) -> tuple[Tensor, ...]:
+    rows = _check_rows(logits, labels, chunk_ids)
+    grad = logits.new_empty(logits.shape if need_grad else (0,))
+    return (*_fake_results(logits, rows, num_chunks, reduction), grad)
+
+
+@torch.library.register_fake("cwt::chunk_loss_out")
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    active: Tensor | None,
+    weight: Tensor | None,
+    normalizer: Tensor | None,
+    num_chunks: int,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    stats: int,
+    mean_grad_norm: bool,
+    validate: bool,
+    *,
+    grad: Tensor,
+) -> tuple[Tensor, ...]:
+    rows = _check_rows(logits, labels, chunk_ids)
+    return tuple(_fake_results(logits, rows, num_chunks, reduction))
+
+
+@torch.library.register_fake("cwt::chunk_loss_backward")
+def _(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+@torch.library.register_fake("cwt::chunk_loss_backward_")
+def _(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> None:
+    return None
+
+
+# Autocast: none needed, every dtype of logits is accepted as it comes and accumulated in float32.
+# vmap: none, rows are the batch; torch.vmap over the operator raises.
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *rest, row_weight, grad = output
+    ctx.mark_non_differentiable(*rest, row_weight, grad)
+    ctx.set_materialize_grads(False)
+    ctx.num_inputs = len(inputs)
+    ctx.has_grad = inputs[14]
+    ctx.save_for_backward(row_weight, grad)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    rest = (None,) * (ctx.num_inputs - 1)
+    if grad_loss is None:
+        return (None, *rest)
+    if not ctx.has_grad:
+        raise RuntimeError("chunk_loss: backward of an operator called with need_grad=False.")
+    row_weight, grad = ctx.saved_tensors
+    return (scale_grad(grad, row_weight, grad_loss), *rest)
+
+
+torch.library.register_autograd("cwt::chunk_loss", _backward, setup_context=_save)
+
+
+def _no_double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    raise RuntimeError(
+        "chunk_loss: double backward is not supported: the gradient is formed in the forward pass. "
+        "Call cwt_ext.reference.chunk_loss where second derivatives are needed."
+    )
+
+
+torch.library.register_autograd("cwt::chunk_loss_backward", _no_double_backward)

@@ -1,0 +1,387 @@
+"""Chunk-masked cross-entropy with per-chunk gradient statistics, loss and gradient in one pass."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cwt_ext import _ops
+
+Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
+StatsMode = bool | Literal["all"]
+_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class ChunkStats(NamedTuple):
+    """Statistics per chunk, each (C,), float32 or (float64 logits) float64, without gradient.
+
+    g_t is the gradient of row t's own unweighted loss with respect to its logits: for the plain
+    loss softmax(z_t) - onehot(y_t). Sums run over the chunk's rows that count (`stats=True`) or over
+    all its valid rows (`stats="all"`). A chunk that holds a NaN/Inf logit has NaN sums.
+    """
+
+    tokens: Tensor  # number of rows
+    nll_sum: Tensor  # sum of -log p(label), nats
+    correct: Tensor  # number of rows whose label has the largest logit
+    entropy_sum: Tensor  # sum of the entropies of softmax(z_t), nats
+    grad_norm_sum: Tensor  # sum of ||g_t||
+    grad_sq_sum: Tensor  # sum of ||g_t||^2
+    mean_grad_norm: Tensor | None  # ||mean of g_t||, None unless asked for
+    nonfinite: Tensor  # int64: rows whose logits hold NaN or +Inf (or only -Inf)
+    bad_labels: Tensor  # (), int64: labels outside [0, V) in the whole call
+    bad_chunk_ids: Tensor  # (), int64: chunk ids outside [-1, C) in the whole call
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean -log p(label) of each chunk: nll_sum / tokens, 0 for a chunk without tokens."""
+        return self.nll_sum / self.tokens.clamp_min(1)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of correct tokens of each chunk: correct / tokens, 0 for a chunk without tokens."""
+        return self.correct / self.tokens.clamp_min(1)
+
+    @property
+    def over_smoothing(self) -> Tensor:
+        """||mean g|| / mean ||g|| in [0, 1]: 1 = all tokens pull the same way, 0 = they cancel."""
+        if self.mean_grad_norm is None:
+            raise ValueError("over_smoothing needs chunk_loss(..., mean_grad_norm=True).")
+        ratio = self.mean_grad_norm * self.tokens / self.grad_norm_sum
+        return torch.where(self.grad_norm_sum == 0, torch.zeros_like(ratio), ratio)
+
+    @property
+    def grad_share(self) -> Tensor:
+        """Each chunk's share of the gradient: grad_norm_sum / sum over chunks of grad_norm_sum."""
+        total = self.grad_norm_sum.sum()
+        return self.grad_norm_sum / torch.where(total == 0, torch.ones_like(total), total)
+
+
+class RowStats(NamedTuple):
+    """Numbers per row, each of the labels' shape; 0 for rows that were not read."""
+
+    nll: Tensor  # -log p(label), nats
+    logsumexp: Tensor  # log sum_j exp(z_j), after softcap
+    grad_norm: Tensor  # ||g_t||
+    entropy: Tensor  # of softmax(z_t), nats
+    correct: Tensor  # 1 where the label has the largest logit, else 0
+
+
+class ChunkLoss(NamedTuple):
+    """What chunk_loss returns; `stats` and `rows` are None with stats=False."""
+
+    loss: Tensor
+    stats: ChunkStats | None
+    rows: RowStats | None
+
+
+def shift_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Returns the labels of next-token prediction: out[..., t] = labels[..., t + 1].
+
+    The last position gets `ignore_index`. The same call aligns chunk ids, with -1 in its place.
+
+    Args:
+        labels: (T,) or (B, T), any integer dtype.
+        ignore_index: what the last position of each sequence gets.
+
+    Returns:
+        A new tensor of the shape and dtype of `labels`.
+
+    Example:
+        >>> shift_labels(torch.tensor([5, 6, 7]))
+        tensor([   6,    7, -100])
+    """
+    out = torch.full_like(labels, ignore_index)
+    out[..., :-1] = labels[..., 1:]
+    return out
+
+
+def chunk_loss(
+    logits: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    *,
+    active: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "token_mean",
+    normalizer: Tensor | float | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    num_chunks: int | None = None,
+    stats: StatsMode = True,
+    mean_grad_norm: bool = False,
+    inplace: bool = False,
+    grad_buffer: Tensor | None = None,
+    validate: bool | None = None,
+) -> ChunkLoss:
+    """Returns the cross-entropy of the rows of active chunks, with statistics per chunk and row.
+
+    For `active` of bool and no options it replaces::
+
+        counts = (labels != ignore_index) & (chunk_ids >= 0) & active[chunk_ids]
+        loss = F.cross_entropy(logits.float()[counts], labels[counts])
+
+    A row counts when its label is not `ignore_index`, its chunk is active and its weight is not 0.
+    Logits of rows that do not count are not read, and their gradient is exactly 0. With z = logits,
+    or softcap * tanh(logits / softcap), lse = logsumexp(z) and nll = lse - z_label, the loss of a row
+    is (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
+
+    The gradient with respect to the logits is formed in the forward pass (if the logits require
+    grad and grad mode is on), in a new tensor unless `inplace` or `grad_buffer` is given. The result
+    does not depend on the number of threads. Double backward raises.
+
+    Args:
+        logits: (N, V) or (B, T, V), float16/bfloat16/float32/float64, any strides.
+        labels: (N,) or (B, T), int64, aligned with the logits (`shift_labels` aligns them).
+        chunk_ids: shape of the labels, int32/int64; -1 = no chunk, the row does not count.
+        active: (C,), bool or float chunk weights a_c; None = all 1.
+        weight: shape of the labels, float or bool token weights w_t; None = all 1. Constants: no
+            gradient flows to `weight`, `active` or `normalizer`.
+        reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over active chunks (weighted
+            by a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none": a w l per row.
+        normalizer: replaces the denominator (for "sum" and "none": divides). Give the count of the
+            whole step when a step is split over micro-batches or ranks.
+        ignore_index: label of rows that do not count.
+        label_smoothing: in [0, 1).
+        z_loss: weight of lse^2, at least 0.
+        softcap: bound of the logits, above 0; None = none.
+        num_chunks: C. None = length of `active`, or max(chunk_ids) + 1, which reads the ids on the
+            host: give one of the two under torch.compile and on an accelerator.
+        stats: True: over the rows that count. "all": over every valid row, active or not (reads the
+            logits of inactive chunks too). False: no statistics.
+        mean_grad_norm: adds the exact norm of each chunk's mean gradient to the statistics.
+        inplace: the gradient overwrites the logits, which nobody may read afterwards: their version
+            counter is raised, so that autograd notices. Without effect under torch.compile and where
+            no gradient is due.
+        grad_buffer: tensor of the logits' shape and dtype that receives the gradient: reusing one
+            over steps saves the page faults of a new one. It must live until backward has run.
+        validate: raise IndexError for bad labels and ids. None = True on CPU, False elsewhere, where
+            it costs a host synchronisation. When False, a bad row's loss is NaN, its gradient is 0,
+            and `stats.bad_labels` or `stats.bad_chunk_ids` counts it.
+
+    Returns:
+        ChunkLoss(loss, stats, rows). The loss is float32 (float64 for float64 logits), () or, for
+        "none", of the labels' shape. No counting row: 0, with a graph, and gradients 0. A row whose
+        logits hold NaN or +Inf has NaN loss and gradient; -Inf logits are fine.
+
+    Raises:
+        ValueError: a shape, device or option is wrong, or `inplace` on a leaf that requires grad.
+        TypeError: a dtype is wrong.
+        IndexError: a label is outside [0, V) and not ignore_index, or a chunk id outside [-1, C).
+
+    Example:
+        >>> logits = torch.randn(6, 100, requires_grad=True)
+        >>> labels, ids = torch.arange(6), torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> out = chunk_loss(logits, labels, ids, active=torch.tensor([False, True, False]))
+        >>> out.loss.backward()
+        >>> logits.grad.abs().sum(1).ne(0).tolist()
+        [False, False, True, True, False, False]
+    """
+    check_tensors(logits, labels, chunk_ids, active, weight)
+    check_options(reduction, stats, label_smoothing, z_loss, softcap, mean_grad_norm)
+    chunks = _count_chunks(chunk_ids, active, num_chunks)
+    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    args: list[Any] = [
+        labels.reshape(-1).contiguous(),
+        chunk_ids.reshape(-1).contiguous(),
+        None if active is None else _as_weight(active, keep_bool=True).contiguous(),
+        None if weight is None else _as_weight(weight).reshape(-1).contiguous(),
+        as_normalizer(normalizer, logits.device, acc),
+        chunks,
+        _ops.REDUCTIONS[reduction],
+        ignore_index,
+        float(label_smoothing),
+        float(z_loss),
+        0.0 if softcap is None else float(softcap),
+        _ops.STATS_MODES[stats],
+        mean_grad_norm,
+    ]
+    if validate is None:
+        validate = logits.device.type == "cpu"
+    need_grad = logits.requires_grad and torch.is_grad_enabled()
+    buffer = _pick_buffer(logits, inplace, grad_buffer) if need_grad else None
+    if buffer is None:
+        results = _ops.chunk_loss(logits, *args, need_grad, validate)
+    else:
+        results = _BufferedLoss.apply(logits, buffer, [*args, validate])
+    loss, row_stats, chunk_stats, errors = results[:4]
+    if reduction == "none":
+        loss = loss.view(labels.shape)
+    if stats is False:
+        return ChunkLoss(loss, None, None)
+    return ChunkLoss(
+        loss,
+        pack_stats(chunk_stats, errors, mean_grad_norm),
+        RowStats(*row_stats.view(-1, *labels.shape).unbind()),
+    )
+
+
+class _BufferedLoss(torch.autograd.Function):
+    """chunk_loss whose gradient is written to a given buffer, possibly the logits' own memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, buffer: Tensor, args: list[Any]) -> tuple[Tensor, ...]:
+        *results, row_weight = _ops.chunk_loss_out(logits, *args, grad=buffer)
+        torch.autograd.graph.increment_version(buffer)
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(row_weight, buffer)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> Any:
+        if grad_loss is None:
+            return None, None, None
+        row_weight, buffer = ctx.saved_tensors
+        return _ops.scale_grad(buffer, row_weight, grad_loss), None, None
+
+
+def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> ChunkStats:
+    """Returns the operator's (7, C) statistics and (2 + C,) error counts as ChunkStats."""
+    *sums, mean = chunk_stats.unbind()
+    bad_labels, bad_chunk_ids = errors[:2].unbind()
+    mean_or_none = mean if mean_grad_norm else None
+    return ChunkStats(
+        *sums, mean_or_none, errors[_ops.NUM_ERROR_COUNTS :], bad_labels, bad_chunk_ids
+    )
+
+
+def check_tensors(
+    logits: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    active: Tensor | None,
+    weight: Tensor | None,
+    name: str = "logits",
+    op: str = "chunk_loss",
+) -> None:
+    """Raises TypeError or ValueError unless dtypes, shapes and devices fit together."""
+    given = {name: logits, "labels": labels, "chunk_ids": chunk_ids}
+    given |= {k: v for k, v in (("active", active), ("weight", weight)) if v is not None}
+    for key, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {key} must be a tensor, got {type(value).__name__}.")
+        if value.device != logits.device:
+            raise ValueError(
+                f"{op}: {key} must be on the device of {name} ({logits.device}), got {value.device}."
+            )
+        if key in ("active", "weight") and value.requires_grad:
+            raise ValueError(f"{op}: {key} is a constant here, but requires grad: detach it.")
+    if logits.dtype not in _LOGITS_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float16, bfloat16, float32 or float64, got {logits.dtype}."
+        )
+    if logits.dim() not in (2, 3) or logits.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must be (N, V) or (B, T, V) with V >= 1, got {tuple(logits.shape)}."
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{op}: labels must be int64, got {labels.dtype}.")
+    if chunk_ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
+    rows = logits.shape[:-1].numel()
+    for key in ("labels", "chunk_ids", "weight"):
+        value = given.get(key)
+        if value is not None and tuple(value.shape) not in ((rows,), tuple(logits.shape[:-1])):
+            raise ValueError(
+                f"{op}: {key} must have one entry per row of {name} {tuple(logits.shape)}, that is "
+                f"shape {tuple(logits.shape[:-1])}, got {tuple(value.shape)}."
+            )
+
+
+def check_options(
+    reduction: str,
+    stats: bool | str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    mean_grad_norm: bool,
+    op: str = "chunk_loss",
+) -> None:
+    """Raises ValueError unless every option is one that exists."""
+    if reduction not in _ops.REDUCTIONS:
+        raise ValueError(
+            f"{op}: reduction must be one of {', '.join(_ops.REDUCTIONS)}, got {reduction!r}."
+        )
+    if stats not in _ops.STATS_MODES:
+        raise ValueError(f'{op}: stats must be True, False or "all", got {stats!r}.')
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}.")
+    if not 0 <= z_loss < float("inf"):
+        raise ValueError(f"{op}: z_loss must be at least 0 and finite, got {z_loss}.")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"{op}: softcap must be above 0 and finite (or None), got {softcap}.")
+    if mean_grad_norm and stats is False:
+        raise ValueError(f"{op}: mean_grad_norm=True is a statistic and needs stats, got False.")
+
+
+def _count_chunks(chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
+    if num_chunks is not None and num_chunks < 0:
+        raise ValueError(f"chunk_loss: num_chunks must be at least 0, got {num_chunks}.")
+    if active is not None:
+        if active.dim() != 1 or (num_chunks is not None and active.shape[0] != num_chunks):
+            want = "C" if num_chunks is None else num_chunks
+            raise ValueError(
+                f"chunk_loss: active must be ({want},), one entry per chunk, "
+                f"got {tuple(active.shape)}."
+            )
+        return active.shape[0]
+    if num_chunks is not None:
+        return num_chunks
+    return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
+
+
+def _as_weight(x: Tensor, keep_bool: bool = False) -> Tensor:
+    if x.dtype == torch.bool:
+        return x if keep_bool else x.float()
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"chunk_loss: active and weight must be bool or float, got {x.dtype}.")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def as_normalizer(
+    normalizer: Tensor | float | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Returns the normalizer as a () tensor on `device`, checked where no host copy is needed."""
+    if normalizer is None:
+        return None
+    if not isinstance(normalizer, Tensor):
+        if not 0 < normalizer < float("inf"):
+            raise ValueError(
+                f"chunk_loss: normalizer must be above 0 and finite, got {normalizer}."
+            )
+        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    if normalizer.numel() != 1 or normalizer.requires_grad:
+        raise ValueError(
+            "chunk_loss: normalizer must be one number without gradient, got shape "
+            f"{tuple(normalizer.shape)}, requires_grad={normalizer.requires_grad}."
+        )
+    wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
+    return normalizer.to(device=device, dtype=wide).reshape(())
+
+
+def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> Tensor | None:
+    if inplace and grad_buffer is not None:
+        raise ValueError("chunk_loss: give inplace=True or a grad_buffer, not both.")
+    if inplace and logits.is_leaf:
+        raise ValueError(
+            "chunk_loss: inplace=True would overwrite a leaf that requires grad (a parameter or an "
+            "input); pass the output of an operation, or inplace=False."
+        )
+    if grad_buffer is not None and (
+        grad_buffer.shape != logits.shape
+        or grad_buffer.dtype != logits.dtype
+        or grad_buffer.device != logits.device
+        or grad_buffer.requires_grad
+    ):
+        raise ValueError(
+            f"chunk_loss: grad_buffer must be a {logits.dtype} tensor {tuple(logits.shape)} on "
+            f"{logits.device} without grad, got {grad_buffer.dtype} {tuple(grad_buffer.shape)} on "
+            f"{grad_buffer.device}, requires_grad={grad_buffer.requires_grad}."
+        )
+    if torch.compiler.is_compiling():
+        return None  # the compiler owns memory; the functional operator is what it can trace
+    return logits.detach() if inplace else grad_buffer
