@@ -57,7 +57,9 @@ def fact_text(rng: random.Random) -> tuple[str, str]:
 
 def step_text(rng: random.Random) -> tuple[str, str]:
     """Returns a solved one-step problem, or the first step of a longer one."""
-    generate = TASKS[rng.choice(("arithmetic", "arithmetic", "objects", "letters", "coin"))]
+    generate = TASKS[
+        rng.choice(("arithmetic", "arithmetic", "objects", "objects", "letters", "coin"))
+    ]
     filler = rng.random()
     if rng.random() < 0.5:
         problem = generate(rng, steps=1, filler=filler)
@@ -217,7 +219,7 @@ def pretrain(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the base to")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-3)
