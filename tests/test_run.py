@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from app_fixtures import DATA, needs_data
 from cwt.cli import main
@@ -144,6 +145,27 @@ def test_killed_and_run_again_equals_never_stopped(finished, tmp_path):
     for name in ("CWT", "STT-round-1"):
         file = f"students/{name}/model.safetensors"
         assert (out / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_killed_worker_is_one_clear_line(tmp_path):
+    out = tmp_path / "w"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cwt", "run", *SMALL, "--jobs", "2", "--out", str(out)],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "students/CWT").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+    workers[0].kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    (line,) = errors.splitlines()
+    assert "was killed (out of memory?); the same command goes on" in line
 
 
 @needs_data

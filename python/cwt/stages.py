@@ -172,10 +172,18 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
 
 
 def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
-    """Returns the recipe of training on from CWT, for some rounds' worth of budget."""
-    recipe = base_recipe(ws, "FTT")
-    budget = max(1, round(ws.config.budget * ws.config.stt_share * rounds))
-    return replace(recipe, budget=budget, learning_rate=recipe.learning_rate / 2)
+    """Returns the recipe of training on from CWT, for some rounds' worth of budget.
+
+    Its rate is half: the student has converged once. Its batch is smaller: a row bears the loss
+    of a whole rationale where a row of CWT bears that of one chunk.
+    """
+    c = ws.config
+    return replace(
+        base_recipe(ws, "FTT"),
+        budget=max(1, round(c.budget * c.stt_share * rounds)),
+        batch_size=c.stt_batch_size,
+        learning_rate=c.learning_rate / 2,
+    )
 
 
 def train_base(ws: Workspace, method: str, progress: Progress = quiet) -> None:
