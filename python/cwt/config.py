@@ -67,7 +67,8 @@ class RunConfig:
         at_least = {
             "train_size": 1, "validation_size": 1, "test_size": 1, "chunks": 1, "budget": 1,
             "batch_size": 1, "small_batch_size": 1, "stt_batch_size": 1, "rounds": 1,
-            "max_new_tokens": 1, "eval_batch_size": 1, "steps": 0, "micro_batch_size": 0, "max_length": 0,
+            "max_new_tokens": 1, "eval_batch_size": 1,
+            "steps": 0, "micro_batch_size": 0, "max_length": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
