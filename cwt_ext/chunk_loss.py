@@ -215,7 +215,7 @@ def chunk_loss(
     return ChunkLoss(
         loss,
         pack_stats(chunk_stats, errors, mean_grad_norm),
-        RowStats(*row_stats.view(-1, *labels.shape).unbind()),
+        RowStats(*row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
     )
 
 
