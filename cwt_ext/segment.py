@@ -63,8 +63,8 @@ def segment(
 
     `ls` is the cost of ruptures' KernelCPD(kernel="cosine"); a zero row stays zero in both. With
     kind="similarity" and a matrix S, ||e_i + ...||^2 is the sum of S[i:j, i:j] (for `norm` not
-    below 0) and the number of rows its trace. Exactly one of `k` and `penalty` is given. All sums are
-    double precision. Of equally good segmentations the one whose last chunk starts first is
+    below 0) and the number of rows its trace. Exactly one of `k` and `penalty` is given. All sums
+    are double precision. Of equally good segmentations the one whose last chunk starts first is
     returned (then the one whose last but one starts first, and so on).
 
     Args:
@@ -191,22 +191,27 @@ def segment_batch(
 
 
 def _matrix(x: ArrayLike, kind: str) -> npt.NDArray[np.floating]:
-    if isinstance(x, torch.Tensor):
-        if x.device.type != "cpu":
-            raise TypeError(f"segment: x must be on the CPU, got a tensor on {x.device}.")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
-        x = x.detach().numpy()
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"segment: x must be a NumPy array or a tensor, got {type(x).__name__}.")
+        x = _from_tensor(x)
     if x.dtype.type not in (np.float32, np.float64):
         raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
     if x.ndim != 2 or (kind != "embeddings" and x.shape[0] != x.shape[1]):
         wanted = {"embeddings": "(n, d)", "similarity": "(n, n)", "cost": "(n+1, n+1)"}.get(kind)
         raise ValueError(f"segment: x must be {wanted} for kind={kind!r}, got shape {x.shape}.")
-    if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned and x.dtype.isnative:
         return x
     return x.astype(x.dtype.newbyteorder("="), order="C")
+
+
+def _from_tensor(x: object) -> npt.NDArray[Any]:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"segment: x must be a NumPy array or a tensor, got {type(x).__name__}.")
+    if x.device.type != "cpu":
+        raise TypeError(f"segment: x must be on the CPU, got a tensor on {x.device}.")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
+    return x.detach().numpy()
 
 
 def _limits(
@@ -277,16 +282,14 @@ def _cores() -> int:
 
 def _unflatten(
     boundaries: npt.NDArray[np.int64],
-    costs: npt.NDArray[np.float64],
+    chunk_costs: npt.NDArray[np.float64],
     counts: npt.NDArray[np.int64],
+    totals: npt.NDArray[np.float64],
 ) -> list[Segmentation]:
     found = []
-    b = c = 0
-    for k in counts.tolist():
-        chunk_costs = costs[c : c + k]
-        found.append(
-            Segmentation(boundaries[b : b + k + 1], math.fsum(chunk_costs.tolist()), chunk_costs)
-        )
-        b += k + 1
+    c = 0
+    for i, (k, total) in enumerate(zip(counts.tolist(), totals.tolist(), strict=True)):
+        own = boundaries[c + i : c + i + k + 1]  # one boundary more than chunks
+        found.append(Segmentation(own, total, chunk_costs[c : c + k]))
         c += k
     return found

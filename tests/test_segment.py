@@ -98,7 +98,7 @@ def test_every_k_path_and_penalty_equal_the_oracle(kind, objective, names):
     rng = np.random.default_rng([len(kind), len(objective), len(names)])
     compared = 0
     while compared < 450:  # 24 parametrisations: 10,800 comparisons
-        n, d = int(rng.integers(1, 26)), int(rng.integers(1, 40))
+        n, d = int(rng.integers(1, 26)), int(rng.integers(2, 40))
         x = make_units(rng, n, d)
         if kind == "similarity":
             x = x @ x.T + rng.normal(size=(n, n)) * rng.integers(0, 2)
