@@ -214,6 +214,7 @@ X = np.eye(6)
     [
         ({"x": X[:0], "k": 1}, "at least one unit is wanted, got n=0"),
         ({"x": np.zeros((1, 1)), "k": 1, "kind": "cost"}, "got n=0"),
+        ({"x": X[:, :0], "k": 1}, "at least one element are wanted, got d=0"),
         ({"x": X, "k": 7}, "k must be between 1 and n, got n=6, k=7, min_len=1, max_len=None"),
         ({"x": X, "k": 0}, "k must be between 1 and n, got n=6, k=0"),
         ({"x": X, "k": -2}, "k must be between 1 and n, got n=6, k=-2"),

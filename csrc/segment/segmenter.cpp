@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -34,9 +35,11 @@ template <typename... Parts>
   throw std::invalid_argument(message.str());
 }
 
+// CWT_SEGMENT_GENERIC in the environment chooses the plain kernels, for tests.
 const Kernels& kernels() {
 #if defined(__x86_64__)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           !std::getenv("CWT_SEGMENT_GENERIC");
   if (avx2) return avx2_kernels();
 #endif
   return generic_kernels();
@@ -64,6 +67,7 @@ void check_arguments(const Problem& p) {
   const bool square = p.kind == Kind::kEmbeddings || p.rows == p.cols;
   if (!square) fail("a square matrix is wanted, got shape (", p.rows, ", ", p.cols, ")");
   if (n < 1) fail("at least one unit is wanted, got n=0");
+  if (p.cols < 1) fail("embeddings of at least one element are wanted, got d=0");
   if (n >= std::numeric_limits<int32_t>::max()) fail("n=", n, " units are more than 2^31 - 2");
   if (p.min_len < 1) fail("min_len must be at least 1, got ", p.min_len);
   if (p.max_len < p.min_len) fail("max_len must be at least min_len, got ", describe(p));
