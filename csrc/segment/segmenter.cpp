@@ -195,9 +195,15 @@ class Solver {
           for (int64_t g = 0; g < count; ++g) columns[g] = panel(c + g);
           double* out = block_ + (r * width - t0) * ld_ + (c - first) * width;
           kernels_.gram(panel(r), columns, count, elements, out, ld_, j > 0);
+          fetch_ahead();
         }
     }
     packed_ = end;
+  }
+
+  void fetch_ahead() const {
+    for (int i = 0; i < 8 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
+      __builtin_prefetch(ws_.ahead);
   }
 
   void pack(int64_t i, int64_t j, int64_t elements, double* out) const {

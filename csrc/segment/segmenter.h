@@ -83,6 +83,10 @@ struct Workspace {
   Buffer<double> best;           // (n+1, stride) least cost of units 0..t in k chunks
   Buffer<int32_t> from;          // (n+1, stride) where the last of those chunks starts
   Buffer<double> sum;            // (d,)
+
+  // Bytes of the problem to be solved next, fetched into cache while the present one is computed.
+  const char* ahead = nullptr;
+  const char* ahead_end = nullptr;
 };
 
 // Returns the optimum, or with problem.path one for every feasible number of chunks 1..k, in that
