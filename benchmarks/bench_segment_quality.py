@@ -47,7 +47,8 @@ def make_documents(solutions):
     documents = []
     for _ in range(DOCUMENTS):
         parts = [solutions[i] for i in rng.choice(len(solutions), rng.integers(3, 9), False)]
-        documents.append((sum(parts, []), [0, *np.cumsum([len(p) for p in parts]).tolist()]))
+        boundaries = [0, *np.cumsum([len(p) for p in parts]).tolist()]
+        documents.append(([line for part in parts for line in part], boundaries))
     return documents
 
 
@@ -62,10 +63,12 @@ def make_encoder():
 
     @torch.inference_mode()
     def encode(texts):
-        out = []
-        for start in range(0, len(texts), 64):
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+        out = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(texts), 32):
+            own = order[start : start + 32]
             batch = tokenizer(
-                texts[start : start + 64],
+                [texts[i] for i in own],
                 padding=True,
                 truncation=True,
                 max_length=256,
@@ -73,8 +76,8 @@ def make_encoder():
             )
             mask = batch["attention_mask"][:, :, None]
             hidden = model(**batch).last_hidden_state
-            out.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())
-        return np.concatenate(out)
+            out[own] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+        return out
 
     return encode
 
@@ -94,15 +97,15 @@ def even(n, k):
     return [n * m // k for m in range(k + 1)]
 
 
-def semantic_splitter(context, k):
-    """Cuts after LangChain: where neighbours, each embedded with the lines beside it, differ most."""
-    e = context / np.linalg.norm(context, axis=1, keepdims=True)
+def distance_splitter(x, k):
+    """Cuts where neighbours differ most: k - 1 times, or above the 95th percentile."""
+    e = x / np.linalg.norm(x, axis=1, keepdims=True)
     distance = 1 - (e[:-1] * e[1:]).sum(1)
     if k is None:
         cuts = np.flatnonzero(distance > np.percentile(distance, 95)) + 1
     else:
         cuts = np.sort(np.argsort(-distance, kind="stable")[: k - 1]) + 1
-    return [0, *cuts.tolist(), len(context)]
+    return [0, *cuts.tolist(), len(x)]
 
 
 def kernel_cpd(x, k):
@@ -114,25 +117,32 @@ def methods(x, context, k):
     """Yields (number of chunks is, method, boundaries)."""
     n = len(x)
     yield "given", "even chunks", even(n, k)
-    yield "given", "LangChain-like", semantic_splitter(context, k)
+    yield "given", "LangChain-like (a line with both neighbours)", distance_splitter(context, k)
+    yield "given", "the same, each line alone", distance_splitter(x, k)
     yield "given", "ruptures KernelCPD cosine", kernel_cpd(x, k)
     yield "given", "cwt_ext ls", segment(x, k=k, objective="ls").boundaries.tolist()
     yield "given", "cwt_ext norm", segment(x, k=k).boundaries.tolist()
     yield "chosen", "even chunks of 4", even(n, max(1, round(n / 4)))
-    yield "chosen", "LangChain-like, 95th percentile", semantic_splitter(context, None)
+    yield "chosen", "LangChain-like, 95th percentile", distance_splitter(context, None)
+    yield "chosen", "the same, each line alone", distance_splitter(x, None)
     yield "chosen", "cwt_ext norm, penalty auto", segment(x, penalty="auto").boundaries.tolist()
     limited = segment(x, penalty="auto", min_len=2, max_len=8)
-    yield "chosen", "the same, 2..8 lines a chunk", limited.boundaries.tolist()
+    yield "chosen", "cwt_ext norm, penalty auto, 2..8 lines a chunk", limited.boundaries.tolist()
 
 
 def main():
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
     documents = make_documents(read_solutions(path))
     encode = make_encoder()
+    embedded = encode([line for lines, _ in documents for line in lines])
+    contexts = encode(
+        [" ".join(a[max(0, i - 1) : i + 2]) for a, _ in documents for i in range(len(a))]
+    )
     errors = {}
+    start = 0
     for lines, truth in documents:
-        x = encode(lines)
-        context = encode([" ".join(lines[max(0, i - 1) : i + 2]) for i in range(len(lines))])
+        x, context = embedded[start : start + len(lines)], contexts[start : start + len(lines)]
+        start += len(lines)
         for aim, name, found in methods(x, context, len(truth) - 1):
             arguments = gaps(truth), gaps(found), window(truth)
             errors.setdefault((aim, name), []).append(
