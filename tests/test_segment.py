@@ -145,6 +145,26 @@ def test_longer_inputs(n, d, k, max_len, objective):
     check(found, table, all_optima(table)[k - 1][0])
 
 
+@pytest.mark.parametrize("penalty", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("min_len", [1, 2, 60])
+@pytest.mark.parametrize("objective", ["norm", "ls"])
+def test_pruning_of_long_inputs_is_exact(objective, min_len, penalty):
+    rng = np.random.default_rng(min_len)
+    n = 500  # pruning begins at 193
+    x = rng.normal(size=(n, 6))[np.sort(rng.integers(0, 40, n))] + 0.3 * rng.normal(size=(n, 6))
+    weights = rng.integers(1, 9, n)
+    length = np.arange(n + 1)[None, :] - np.arange(n + 1)[:, None]
+    table = np.where(length < min_len, np.inf, cost_table(x, "embeddings", objective))
+    found = segment(x, penalty=penalty, min_len=min_len, objective=objective)
+    check(found, table, penalised_optimum(table, penalty) - penalty * found.k)
+    prefix = np.concatenate([[0], np.cumsum(weights)])
+    load = prefix[None, :] - prefix[:, None]
+    table = np.where((load < 200) | (load > 900), np.inf, table)
+    limits = {"min_len": min_len, "weights": weights, "min_weight": 200, "max_weight": 900}
+    found = segment(x, penalty=penalty, objective=objective, **limits)
+    check(found, table, penalised_optimum(table, penalty) - penalty * found.k)
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 60, 130])
 def test_ties_go_to_the_first(n):
     rng = np.random.default_rng(n)

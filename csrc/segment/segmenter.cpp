@@ -26,6 +26,7 @@ constexpr int64_t kSlab =
 constexpr int64_t kShortSlab =
     128;  // the same where there is but one block, whose rows all take part
 constexpr int64_t kTileDoubles = 2048;  // of earlier layers per tile, 16 KiB
+constexpr int64_t kPruneAbove = 4 * kBlock;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 template <typename... Parts>
@@ -99,6 +100,7 @@ class Solver {
     allocate();
     for (int64_t t0 = 0; t0 < n_; t0 += kBlock) {
       const int64_t t1 = std::min(n_, t0 + kBlock);
+      if (prunes_) drop_starts(t0, t1);
       fill_costs(t0, t1);
       p_.k ? relax_layers(t0, t1) : relax_penalised(t0, t1);
     }
@@ -130,6 +132,9 @@ class Solver {
     from_ = ws_.from.at_least((n_ + 1) * stride_);
     std::fill_n(best_, (n_ + 1) * stride_, kInf);
     if (!p_.k) best_[0] = 0;
+    prunes_ = !p_.k && p_.kind == Kind::kEmbeddings && n_ > kPruneAbove;
+    if (prunes_) alive_ = ws_.alive.at_least(n_ + 1);
+    if (prunes_) alive_[0] = 0;
     int64_t reach = 0;  // widest range of columns that one block needs
     for (int64_t t0 = 0; t0 < n_; t0 += kBlock)
       reach = std::max(reach, std::min(n_, t0 + kBlock) - first_column(t0));
@@ -269,12 +274,30 @@ class Solver {
   void relax_penalised(int64_t t0, int64_t t1) {
     for (int64_t t = t0 + 1; t <= t1; ++t) {
       double cost;
+      if (prunes_) alive_[t] = alive_[t - 1];
       const int64_t s =
           hi_[t] > lo_[t] ? kernels_.least(best_, row(t0, t), lo_[t], hi_[t], &cost) : -1;
       if (s < 0) continue;
       best_[t] = cost + p_.penalty;
       from_[t] = static_cast<int32_t>(s);
+      if (prunes_) find_alive(row(t0, t), t);
     }
+  }
+
+  // PELT. Cutting a chunk never makes norm or ls dearer, so a start s with best[s] + c(s, t) >
+  // best[t] loses to t itself for every later end T that a chunk from t may have: from hi[T] > t
+  // on, which the minima delay. Only the run of such starts at the front goes, and rounding is
+  // given its margin.
+  void find_alive(const double* costs, int64_t t) {
+    const double limit = best_[t] + 1e-9 * (1 + std::abs(best_[t]));
+    int64_t s = std::max(alive_[t], lo_[t]);
+    while (s < t && best_[s] + costs[s] > limit) ++s;
+    alive_[t] = s;
+  }
+
+  void drop_starts(int64_t t0, int64_t t1) {
+    for (int64_t t = t0 + 1; t <= t1; ++t)
+      if (hi_[t] > 0) lo_[t] = std::max(lo_[t], alive_[std::min(hi_[t] - 1, t0)]);
   }
 
   std::vector<Segmentation> collect() {
@@ -338,12 +361,14 @@ class Solver {
   double *scale_ = nullptr, *panels_ = nullptr, *block_ = nullptr, *window_ = nullptr,
          *trace_ = nullptr;
   double* best_ = nullptr;
+  int64_t* alive_ = nullptr;
   int32_t* from_ = nullptr;
   int64_t stride_ = 0;   // elements between the layers of two ends
   int64_t ld_ = 0;       // elements between the cost rows of two ends
   int64_t column0_ = 0;  // start that the first column of the block stands for
   int64_t slots_ = 0;    // panels in the ring
   int64_t packed_ = 0;   // panels packed so far
+  bool prunes_ = false;
 };
 
 }  // namespace

@@ -75,6 +75,7 @@ class Buffer {
 struct Workspace {
   Buffer<double> prefix_weight;  // (n+1,)
   Buffer<int64_t> lo, hi;        // (n+1,) a chunk that ends at t may start in [lo[t], hi[t])
+  Buffer<int64_t> alive;         // (n+1,) first start that is not pruned once t is a start
   Buffer<double> scale;          // (n,) 1 / ||x_i||, 0 for a zero row
   Buffer<double> panels;         // (slots, d, panel) rows of x, interleaved: a ring
   Buffer<double> block;          // (kBlock, columns in reach) Gram rows, then cost rows in place

@@ -132,26 +132,36 @@ void pack(const scalar_t* x, int64_t stride, int64_t rows, int64_t d, double* ou
     for (int i = 0; i < kWidth; ++i) out[j * kWidth + i] = row[i][j] * factor[i];
 }
 
+// A single panel is summed in two halves: its kWidth chains of multiply-adds would not fill the
+// units.
 template <int kWidth, int kPanels>
 void gram_tile(const double* a, const double* const* b, int64_t d, double* out, int64_t ld,
                bool more) {
   using V = Simd<kWidth>;
-  typename V::Vec acc[kWidth][kPanels] = {};
+  constexpr int kParts = kPanels == 1 ? 2 : 1;
+  const int64_t part = d / kParts * kWidth;  // elements of a panel
+  typename V::Vec acc[kParts][kWidth][kPanels] = {};
   if (more)
     for (int i = 0; i < kWidth; ++i)
-      for (int g = 0; g < kPanels; ++g) acc[i][g] = V::load(out + i * ld + g * kWidth);
+      for (int g = 0; g < kPanels; ++g) acc[0][i][g] = V::load(out + i * ld + g * kWidth);
   const double* cols[kPanels];
   for (int g = 0; g < kPanels; ++g) cols[g] = b[g];
-  for (int64_t j = 0; j < d * kWidth; j += kWidth) {
+  const auto step = [&](int p, int64_t j) {
     typename V::Vec v[kPanels];
     for (int g = 0; g < kPanels; ++g) v[g] = V::load(cols[g] + j);
     for (int i = 0; i < kWidth; ++i) {
       const auto u = V::splat(a[j + i]);
-      for (int g = 0; g < kPanels; ++g) acc[i][g] += u * v[g];
+      for (int g = 0; g < kPanels; ++g) acc[p][i][g] += u * v[g];
     }
-  }
+  };
+  for (int64_t j = 0; j < part; j += kWidth)
+    for (int p = 0; p < kParts; ++p) step(p, p * part + j);
+  for (int64_t j = kParts * part; j < d * kWidth; j += kWidth) step(0, j);
   for (int i = 0; i < kWidth; ++i)
-    for (int g = 0; g < kPanels; ++g) V::store(out + i * ld + g * kWidth, acc[i][g]);
+    for (int g = 0; g < kPanels; ++g) {
+      for (int p = 1; p < kParts; ++p) acc[0][i][g] += acc[p][i][g];
+      V::store(out + i * ld + g * kWidth, acc[0][i][g]);
+    }
 }
 
 template <int kWidth, int kTile>
