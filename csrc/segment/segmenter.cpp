@@ -207,7 +207,7 @@ class Solver {
   }
 
   void fetch_ahead() const {
-    for (int i = 0; i < 8 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
+    for (int i = 0; i < 32 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
       __builtin_prefetch(ws_.ahead);
   }
 
