@@ -115,7 +115,7 @@ def unit_embeddings(
         for i, item in enumerate(part):
             ends = np.cumsum([len(item.prompt), *map(len, item.units)])
             ends[-1] -= 1  # nothing follows the end-of-sequence token: it is no input
-            spans = zip(ends, ends[1:], strict=False)
+            spans = itertools.pairwise(ends)
             results.append(
                 np.stack([hidden[i, a:b].float().mean(0).cpu().numpy() for a, b in spans])
             )
