@@ -33,7 +33,7 @@ class RunConfig:
     data: str = option("", "file of teacher rationales (JSON or JSONL) in place of generated ones")
     eval_data: str = option("", "file of test questions; without it a part of --data is held out")
     unit: UnitKind = option("sentence", "the piece of a rationale that is never cut")
-    train_size: int = option(400, "training examples at the most")
+    train_size: int = option(600, "training examples at the most")
     validation_size: int = option(100, "validation questions, from the training file or generator")
     test_size: int = option(300, "test questions at the most")
 
@@ -43,10 +43,10 @@ class RunConfig:
     schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index or curriculum")
 
     methods: str = option("all", "comma-separated rows of the table, or all")
-    budget: int = option(300_000, "loss-bearing tokens of each method (STT: of all its rounds)")
-    batch_size: int = option(16, "samples of a step of answer-only, FTT and CWT")
+    budget: int = option(450_000, "loss-bearing tokens of each method (STT: of all its rounds)")
+    batch_size: int = option(4, "samples of a step of answer-only and FTT, STT and its controls")
+    cwt_batch_size: int = option(16, "samples (one chunk each) of a step of CWT")
     small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")
-    stt_batch_size: int = option(4, "samples of a step of STT and of the controls beside it")
     micro_batch_size: int = option(0, "samples of one forward pass, 0 for all of a step")
     learning_rate: float = option(2e-3, "peak learning rate of AdamW")
     weight_decay: float = option(0.1, "of AdamW")
@@ -56,7 +56,7 @@ class RunConfig:
     judge: Literal["forward", "literal"] = option("forward", "which judge decides what to skip")
     rounds: int = option(2, "rounds of judging and STT; the best on validation is kept")
     threshold: float = option(0.9, "least probability of a token that a skip must not upset")
-    stt_share: float = option(0.3, "part of --budget that each STT round trains on")
+    stt_share: float = option(0.2, "part of --budget that each STT round trains on")
     mix_full: float = option(0.0, "share of full rationales added to the shortened ones")
 
     max_new_tokens: int = option(256, "generated per question at the most")
@@ -66,7 +66,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least = {
             "train_size": 1, "validation_size": 1, "test_size": 1, "chunks": 1, "budget": 1,
-            "batch_size": 1, "small_batch_size": 1, "stt_batch_size": 1, "rounds": 1,
+            "batch_size": 1, "cwt_batch_size": 1, "small_batch_size": 1, "rounds": 1,
             "max_new_tokens": 1, "eval_batch_size": 1,
             "steps": 0, "micro_batch_size": 0, "max_length": 0,
         }  # fmt: skip

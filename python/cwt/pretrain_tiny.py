@@ -14,7 +14,6 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .tasks import CORE, NAMES, TASKS, WORDS, Problem
+from .tasks import COLOURS, CORE, NAMES, TASKS, WORDS, Problem
 
 PAD, EOS = "<pad>", "<eos>"
 MAX_VALUE = 49  # the largest number the arithmetic task writes
@@ -94,6 +93,15 @@ def _other_state(rng: random.Random, problem: Problem) -> tuple[list[str], str]:
 def fact_text(rng: random.Random) -> tuple[str, str]:
     facts = number_facts() if rng.random() < 0.9 else letter_facts()
     return "", "".join(q + a + "." for q, a in rng.choices(facts, k=10))
+
+
+def binding_text(rng: random.Random) -> tuple[str, str]:
+    """Returns who has what, said again in other orders: looking up the last word on a name."""
+    names = rng.sample(NAMES, rng.randint(2, 4))
+    things = rng.sample(COLOURS, len(names))
+    pairs = [f"{name} {thing}" for name, thing in zip(names, things, strict=True)]
+    orders = [rng.sample(pairs, len(pairs)) for _ in range(5)]
+    return "", "".join(f" {', '.join(order)}." for order in orders)
 
 
 def step_text(rng: random.Random) -> tuple[str, str]:
@@ -214,13 +222,12 @@ def steps_known(
 
 
 def pretrain(
-    out: Path, steps: int, width: int, layers: int, lr: float, seed: int,
-    mix: Callable[[random.Random], tuple[str, str]] | None = None,
-) -> dict[str, float]:  # fmt: skip
+    out: Path, steps: int, width: int, layers: int, lr: float, seed: int
+) -> dict[str, float]:
     """Trains the base, writes it to `out`, and returns what it knows."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    mix = mix or (lambda r: fact_text(r) if r.random() < 0.35 else step_text(r))
+    texts = (fact_text, fact_text, binding_text, step_text, step_text, step_text)
     tokenizer = train_tokenizer(768, seed)
     model = new_model(tokenizer, width, layers)
     optimizer = torch.optim.AdamW(
@@ -231,7 +238,7 @@ def pretrain(
     )
     start, mean = time.perf_counter(), 0.0
     for step in range(steps):
-        ids, labels = batch(tokenizer, [mix(rng) for _ in range(32)])
+        ids, labels = batch(tokenizer, [rng.choice(texts)(rng) for _ in range(32)])
         logits = model(input_ids=ids).logits[:, :-1]
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
         optimizer.zero_grad()
@@ -260,7 +267,7 @@ def pretrain(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the base to")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -161,7 +161,7 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
     if method == "FTT":
         return recipe
     if method == "CWT":
-        return replace(recipe, method="cwt")
+        return replace(recipe, method="cwt", batch_size=c.cwt_batch_size)
     if method == "FTT-small-batch":
         return replace(recipe, batch_size=c.small_batch_size)
     if method == "FTT-sentence-dropout":
@@ -174,14 +174,12 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
 def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
     """Returns the recipe of training on from CWT, for some rounds' worth of budget.
 
-    Its rate is half: the student has converged once. Its batch is smaller: a row bears the loss
-    of a whole rationale where a row of CWT bears that of one chunk.
+    Its rate is half: the student has converged once.
     """
     c = ws.config
     return replace(
         base_recipe(ws, "FTT"),
         budget=max(1, round(c.budget * c.stt_share * rounds)),
-        batch_size=c.stt_batch_size,
         learning_rate=c.learning_rate / 2,
     )
 
