@@ -109,8 +109,12 @@ class Run {
       });
     }
     if (!grad_) return;
-    torch::stable::parallel_for(0, silent.size(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) zero_row(silent[i], zero);
+    // A parallel region costs a wake-up of every thread: only for memory that has to be written.
+    std::vector<int64_t> dirty;
+    for (const int64_t t : silent)
+      if (!zero.covers(grad_row(t), row_bytes())) dirty.push_back(t);
+    torch::stable::parallel_for(0, dirty.size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) std::memset(grad_row(dirty[i]), 0, row_bytes());
     });
   }
 
@@ -119,7 +123,7 @@ class Run {
     const bool counts = plan_.state[t] == RowState::kCounts;
     const bool plain = o_.label_smoothing == 0 && o_.z_loss == 0 && o_.softcap == 0;
     const bool stats = o_.stats != kStatsOff;
-    void* grad = grad_ && counts ? grad_ + grad_layout_.row(t) * element_ : nullptr;
+    void* grad = grad_ && counts ? grad_row(t) : nullptr;
     const bool second_pass = grad || mean || (stats && !plain);
     const RowInput in{x_ + layout_.row(t) * element_,
                       layout_.vocab_stride,
@@ -155,16 +159,8 @@ class Run {
     out.stat[kEntropy] = r.entropy;
   }
 
-  void zero_row(int64_t t, const ZeroRange& zero) {
-    char* begin = grad_ + grad_layout_.row(t) * element_;
-    char* end = begin + layout_.vocab * element_;
-    if (zero.begin == zero.end || end <= zero.begin || begin >= zero.end) {
-      std::memset(begin, 0, size_t(end - begin));
-      return;
-    }
-    if (begin < zero.begin) std::memset(begin, 0, size_t(zero.begin - begin));
-    if (end > zero.end) std::memset(zero.end, 0, size_t(end - zero.end));
-  }
+  char* grad_row(int64_t t) const { return grad_ + grad_layout_.row(t) * element_; }
+  size_t row_bytes() const { return size_t(layout_.vocab * element_); }
 
   struct Tile {
     int64_t begin, end, chunk;
@@ -382,14 +378,20 @@ void scale_rows(const Tensor& from, const Tensor& to, const Tensor& row_weight,
   char* target = static_cast<char*>(to.mutable_data_ptr());
   const Values weight(row_weight), factor(grad_output);
   const bool per_row = grad_output.dim() == 1, in_place = source == target;
-  torch::stable::parallel_for(0, in.rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
+  const size_t bytes = size_t(in.vocab * element);
+  std::vector<int64_t> work;
+  for (int64_t t = 0; t < in.rows; ++t) {
+    const bool scaled = weight[t] != 0, unit = factor[per_row ? t : 0] == 1;
+    const bool zero_already = in_place || zero.covers(target + out.row(t) * element, bytes);
+    if (scaled ? !(in_place && unit) : !zero_already) work.push_back(t);
+  }
+  torch::stable::parallel_for(0, work.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = work[i];
       char* row = target + out.row(t) * element;
-      const size_t bytes = size_t(in.vocab * element);
-      const double f = factor[per_row ? t : 0];
-      if (weight[t] != 0 && !(in_place && f == 1))
-        kernels.scale(source + in.row(t) * element, row, in.vocab, f);
-      else if (!in_place && !(zero.begin <= row && row + bytes <= zero.end))
+      if (weight[t] != 0)
+        kernels.scale(source + in.row(t) * element, row, in.vocab, factor[per_row ? t : 0]);
+      else
         std::memset(row, 0, bytes);
     }
   });

@@ -10,7 +10,7 @@
 // first guess is the label's logit; a block whose maximum is more than 2^20 above its N is done
 // again while it is still in L1. Blocks are put on one scale in float64, exactly.
 //
-// Finite because: n - N >= -127 by clamping (-Inf gives exactly 0), e <= 2^20, e^2 <= 2^40. Rows
+// Finite because: n - N >= -127 by clamping (-Inf gives exactly 0), e <= 2^7, e^2 <= 2^14. Rows
 // whose maximum lies outside +-kMaxMagnitude are first rebased to a scratch copy x - max.
 //
 // Everything here is in an anonymous namespace and uses no inline function of the standard library:
@@ -35,7 +35,7 @@ struct BFloat16 {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kMaxMagnitude = 1e4f;
-constexpr int kRedoExponent = 20;
+constexpr int kRedoExponent = 6;
 constexpr double kLn2 = 0.693147180559945309;
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact without an FMA

@@ -11,8 +11,11 @@
 
 namespace cwt {
 
+// Memory that is known to hold zeros.
 struct ZeroRange {
-  char *begin = nullptr, *end = nullptr;  // known to hold zeros
+  const char *begin = nullptr, *end = nullptr;
+
+  bool covers(const char* from, size_t bytes) const { return begin <= from && from + bytes <= end; }
 };
 
 // Prepares a buffer that was just allocated and whose content nobody needs: its whole pages are
