@@ -33,6 +33,10 @@ unsigned grid_of(int64_t blocks) {
   return static_cast<unsigned>(std::max<int64_t>(blocks, 1));
 }
 
+int small_block(int threads, const DeviceLimits& device) {
+  return device.block_threads > 0 ? std::min(device.block_threads, threads) : threads;
+}
+
 int64_t mean_tiles(const ChunkLossArgs& a) {
   const int64_t size = a.type == LogitsType::kDouble ? 2 : a.type == LogitsType::kFloat ? 4 : 8;
   return a.options.mean_grad_norm ? ceil_div(a.layout.vocab, kMeanThreads * size) : 0;
@@ -55,7 +59,7 @@ RowShape row_shape(int64_t vocab, int64_t element, bool second_pass, int max_thr
   int threads = 128;
   const int most = std::min(alone ? 1024 : 512, max_threads);
   while (threads < most && packs > threads * (second_pass ? 8 : 16)) threads *= 2;
-  if (device.row_threads > 0) threads = device.row_threads;
+  if (device.block_threads > 0) threads = device.block_threads;
   const int64_t fits = shared / (threads * int64_t(sizeof(Bits128)));
   return {threads, second_pass ? int(std::min(ceil_div(packs, threads), fits)) : 0};
 }
@@ -92,7 +96,8 @@ template <typename scalar_t>
 void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t chunks = std::max<int64_t>(a.options.num_chunks, 1), tiles = mean_tiles(a);
   const bool mean = a.options.mean_grad_norm && a.options.num_chunks > 0;
-  CWT_LAUNCH(chunk_loss_weigh_kernel, dim3(grid_of(chunks)), dim3(kPlanThreads), 0, stream, a);
+  CWT_LAUNCH(chunk_loss_weigh_kernel, dim3(grid_of(chunks)),
+             dim3(small_block(kPlanThreads, device)), 0, stream, a);
   ChunkLossArgs rows = a;
   if (mean && a.grad == a.logits) {
     // The gradient is going to overwrite what the mean gradient is made from: that comes first.
@@ -108,7 +113,7 @@ void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t
                0, stream, a, static_cast<int>(tiles));
   if (rows.errors == nullptr) launch_rows_of<scalar_t>(rows, device, stream);
   CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks)),
-             dim3(kSumThreads), 0, stream, a, static_cast<int>(tiles));
+             dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(tiles));
 }
 
 // Hands out parts of one piece of memory; with a null base it only counts.
@@ -163,14 +168,16 @@ size_t chunk_loss_workspace_bytes(const ChunkLossArgs& args) {
 
 void bind_chunk_loss_workspace(ChunkLossArgs& args, void* workspace) { carve(args, workspace); }
 
-void launch_chunk_loss_plan(const ChunkLossArgs& args, cudaStream_t stream) {
+void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& device,
+                            cudaStream_t stream) {
   size_t zeroed = 0;
   ChunkLossArgs copy = args;
   carve(copy, args.counters, &zeroed);
   zero_memory(args.counters, zeroed, stream);
   zero_memory(args.errors, sizeof(int64_t) * (kNumErrorCounts + args.options.num_chunks), stream);
-  CWT_LAUNCH(chunk_loss_plan_kernel, dim3(grid_of(ceil_div(args.layout.rows, kPlanThreads))),
-             dim3(kPlanThreads), 0, stream, args);
+  const int threads = small_block(kPlanThreads, device);
+  CWT_LAUNCH(chunk_loss_plan_kernel, dim3(grid_of(ceil_div(args.layout.rows, threads))),
+             dim3(threads), 0, stream, args);
 }
 
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream) {

@@ -21,7 +21,7 @@ struct RealArray {
 struct DeviceLimits {
   int multiprocessors;
   int shared_bytes_per_block;  // the opt-in maximum
-  int row_threads;             // threads of a row's block; 0 lets the launcher choose
+  int block_threads;           // threads of most blocks; 0 lets the launcher choose
 };
 
 // Words of zeroed memory that the kernels count in.
@@ -77,7 +77,8 @@ size_t chunk_loss_workspace_bytes(const ChunkLossArgs& args);
 void bind_chunk_loss_workspace(ChunkLossArgs& args, void* workspace);
 
 // Looks at labels, ids and weights only: states, work list, row_weight of idle rows, errors[0..1].
-void launch_chunk_loss_plan(const ChunkLossArgs& args, cudaStream_t stream);
+void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& device,
+                            cudaStream_t stream);
 
 // Everything else. Must follow launch_chunk_loss_plan on the same stream.
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream);

@@ -347,7 +347,7 @@ class RowTask {
 };
 
 template <typename scalar_t, RowMode kMode>
-__global__ void __launch_bounds__(max_row_threads(kMode))
+__global__ void __launch_bounds__(max_row_threads(kMode), 1)
     chunk_loss_rows_kernel(const ChunkLossArgs a, const int cached) {
   using Task = RowTask<scalar_t, kMode>;
   using Reduce = typename Task::Reduce;

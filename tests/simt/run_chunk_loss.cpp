@@ -29,7 +29,7 @@ struct Header {
   int64_t grad_mode, grad_outer_stride, grad_inner_stride, grad_offset, grad_elements;
   int64_t num_chunks, reduction, ignore_index, stats, mean_grad_norm;
   int64_t active_type, weight_type, normalizer_type;
-  int64_t row_threads, shared_bytes, multiprocessors, schedules, per_row;
+  int64_t block_threads, shared_bytes, multiprocessors, schedules, per_row, grad_row_gap;
 };
 struct Options {
   double label_smoothing, z_loss, softcap;
@@ -87,13 +87,15 @@ void report(const std::string& error, std::vector<Buffer*> results) {
   std::fflush(stdout);
 }
 
+constexpr int kRubbish = 0xA5;
+
 // Runs once per schedule; reports the first error, a difference between schedules, or the results.
 template <typename run_t>
 void all_schedules(int64_t schedules, std::vector<Buffer*> results, const run_t& run) {
   std::vector<std::unique_ptr<Buffer>> first;
   std::string error;
   for (int64_t s = 0; s < schedules && error.empty(); ++s) {
-    for (Buffer* b : results) b->fill(int(0xA5 + 17 * s));
+    for (Buffer* b : results) b->fill(kRubbish + 17 * int(s));
     simt::machine.seed = s;
     try {
       run();
@@ -166,7 +168,8 @@ void run_forward(const Header& h, const DeviceLimits& device) {
 #endif
     logits.copy(source);
     forbid(a.layout, forbidden, logits.at<char>(), element);
-    launch_chunk_loss_plan(a, nullptr);
+    if (h.grad_row_gap) grad.fill(kRubbish);  // nobody writes to the gaps
+    launch_chunk_loss_plan(a, device, nullptr);
     launch_chunk_loss(a, device, nullptr);
     if (h.grad_mode == kInPlace) in_place.copy(logits);
   });
@@ -195,7 +198,7 @@ void run_backward(const Header& h, const DeviceLimits& device) {
 int main() {
   Header h;
   while (std::fread(&h, sizeof h, 1, stdin) == 1) {
-    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.row_threads)};
+    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads)};
     h.op == kForward ? run_forward(h, device) : run_backward(h, device);
   }
 }

@@ -16,6 +16,7 @@
 #include <cuda_runtime_api.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -30,6 +31,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SIMT_ASAN(...) __VA_ARGS__
 #else
@@ -87,13 +89,62 @@ struct Quiet {
   Quiet(const Quiet&) = delete;
 };
 
-constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kStackBytes = 64 << 10;
+
+// Where a fiber stands. swapcontext makes a system call for the signal mask at every switch; on
+// x86-64 six registers are all that has to move.
+#if defined(__x86_64__)
+extern "C" void simt_switch(void** from, void* to);
+asm(R"(
+.text
+.type simt_switch, @function
+simt_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+struct Context {
+  void* top = nullptr;
+  void prepare(char* stack, void (*entry)()) {
+    void** p = reinterpret_cast<void**>((uintptr_t(stack) + kStackBytes) & ~uintptr_t(15));
+    *--p = nullptr;  // as after a call: the stack is 8 bytes off a multiple of 16
+    *--p = reinterpret_cast<void*>(entry);
+    top = p - 6;
+    std::memset(top, 0, 6 * sizeof(void*));
+  }
+  void leave_for(Context& next) { simt_switch(&top, next.top); }
+};
+#else
+struct Context {
+  ucontext_t state;
+  void prepare(char* stack, void (*entry)()) {
+    getcontext(&state);
+    state.uc_stack.ss_sp = stack;
+    state.uc_stack.ss_size = kStackBytes;
+    state.uc_link = nullptr;
+    makecontext(&state, entry, 0);
+  }
+  void leave_for(Context& next) { swapcontext(&state, &next.state); }
+};
+#endif
 constexpr size_t kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
 
 struct Block;
 
 struct Thread {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
   Block* block = nullptr;
   unsigned rank = 0;
@@ -115,7 +166,7 @@ struct Block {
   std::vector<SharedArray> arrays;
   size_t static_bytes = 0;
   void* dynamic = nullptr;
-  unsigned alive = 0;
+  unsigned alive = 0, waiting = 0;  // threads not yet exited, of them at a barrier
   // Happens-before edges: one token for even, one for odd rounds, so that a thread that is already
   // at the next barrier lends nothing to one that is still leaving this one.
   unsigned round = 0, warp_round[32] = {};
@@ -180,6 +231,7 @@ class Machine {
     SIMT_TSAN(if (token) __tsan_release(token));
     if (call.op == Op::kBarrier) {
       me.state = State::kAtBarrier;
+      ++block.waiting;
       finish_barrier(block);
     } else {
       if (!(call.mask >> (me.rank % 32) & 1)) fail("the calling lane is not in its own mask");
@@ -242,13 +294,9 @@ class Machine {
       spare_.pop_back();
       Thread& t = *block.threads[i];
       t.block = &block, t.rank = i, t.index = {i, 0, 0}, t.state = State::kReady;
-      getcontext(&t.context);
-      t.context.uc_stack.ss_sp = t.stack.get();
-      t.context.uc_stack.ss_size = kStackBytes;
-      t.context.uc_link = nullptr;
-      const auto self = reinterpret_cast<uint64_t>(this);
-      makecontext(&t.context, reinterpret_cast<void (*)()>(&entry), 2, unsigned(self),
-                  unsigned(self >> 32));
+      // A thread that has exited leaves its frames' red zones behind.
+      SIMT_ASAN(__asan_unpoison_memory_region(t.stack.get(), kStackBytes));
+      t.context.prepare(t.stack.get(), &entry);
       SIMT_TSAN(t.fiber = __tsan_create_fiber(0));
       ready_.push_back(&t);
     }
@@ -273,17 +321,13 @@ class Machine {
   }
 
   void finish_barrier(Block& block) {
-    Thread* first = nullptr;
-    for (auto& t : block.threads) {
-      if (t->state == State::kDone) continue;
-      if (t->state != State::kAtBarrier) return;
-      if (!first) first = t.get();
-      if (!same_place(t->call.where, first->call.where))
-        fail("divergent __syncthreads: threads of a block wait at different places");
-    }
-    if (!first) return;
+    if (block.waiting < block.alive) return;
     if (block.alive != block.threads.size())
       fail("__syncthreads after some threads of the block have exited");
+    for (auto& t : block.threads)
+      if (!same_place(t->call.where, block.threads[0]->call.where))
+        fail("divergent __syncthreads: threads of a block wait at different places");
+    block.waiting = 0;
     ++block.round;
     for (unsigned i = block.threads.size(); i-- > 0;) release(*block.threads[i]);
   }
@@ -358,11 +402,12 @@ class Machine {
     return out;
   }
 
-  static void entry(unsigned low, unsigned high) {
-    auto* m = reinterpret_cast<Machine*>(uint64_t(low) | uint64_t(high) << 32);
-    SIMT_ASAN(__sanitizer_finish_switch_fiber(nullptr, &m->main_bottom_, &m->main_size_));
-    m->body_();
-    m->exit_thread();
+  static void entry();
+
+  void run_thread() {
+    SIMT_ASAN(__sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_));
+    body_();
+    exit_thread();
   }
 
   void exit_thread() {
@@ -378,14 +423,14 @@ class Machine {
     }
     SIMT_ASAN(__sanitizer_start_switch_fiber(nullptr, main_bottom_, main_size_));
     SIMT_TSAN(__tsan_switch_to_fiber(main_fiber_, __tsan_switch_to_fiber_no_sync));
-    setcontext(&main_);
+    current_->context.leave_for(main_);
   }
 
   void suspend() {
     Thread* t = current_;
     SIMT_ASAN(void* fake; __sanitizer_start_switch_fiber(&fake, main_bottom_, main_size_));
     SIMT_TSAN(__tsan_switch_to_fiber(main_fiber_, __tsan_switch_to_fiber_no_sync));
-    swapcontext(&t->context, &main_);
+    t->context.leave_for(main_);
     SIMT_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr));
   }
 
@@ -396,7 +441,7 @@ class Machine {
     ++switches;
     SIMT_ASAN(void* fake; __sanitizer_start_switch_fiber(&fake, t->stack.get(), kStackBytes));
     SIMT_TSAN(__tsan_switch_to_fiber(t->fiber, __tsan_switch_to_fiber_no_sync));
-    swapcontext(&main_, &t->context);
+    main_.leave_for(t->context);
     SIMT_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr));
     current_ = nullptr;
     if (!finished_) return;
@@ -424,7 +469,7 @@ class Machine {
   size_t shared_bytes_ = 0;
   std::string error_;
   std::mt19937_64 random_;
-  ucontext_t main_;
+  Context main_;
   const void* main_bottom_ = nullptr;
   size_t main_size_ = 0;
   void* main_fiber_ = nullptr;
@@ -432,6 +477,7 @@ class Machine {
 };
 
 inline Machine machine;
+inline void Machine::entry() { machine.run_thread(); }
 
 template <typename value_t, int kCount>
 value_t (&shared(Where w = Where::current()))[kCount] {
