@@ -1,14 +1,18 @@
 """Fused chunk loss and exact chunk segmentation for chain-of-thought distillation."""
 
 from cwt_ext.chunk_loss import ChunkLoss, ChunkStats, RowStats, chunk_loss, shift_labels
+from cwt_ext.linear_chunk_loss import HiddenStats, LinearChunkLoss, linear_chunk_loss
 from cwt_ext.segment import Segmentation, segment, segment_batch
 
 __all__ = [
     "ChunkLoss",
     "ChunkStats",
+    "HiddenStats",
+    "LinearChunkLoss",
     "RowStats",
     "Segmentation",
     "chunk_loss",
+    "linear_chunk_loss",
     "segment",
     "segment_batch",
     "shift_labels",

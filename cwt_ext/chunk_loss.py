@@ -182,13 +182,13 @@ def chunk_loss(
     """
     check_tensors(logits, labels, chunk_ids, active, weight)
     check_options(reduction, stats, label_smoothing, z_loss, softcap, mean_grad_norm)
-    chunks = _count_chunks(chunk_ids, active, num_chunks)
+    chunks = count_chunks(chunk_ids, active, num_chunks)
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     args: list[Any] = [
         labels.reshape(-1).contiguous(),
         chunk_ids.reshape(-1).contiguous(),
-        None if active is None else _as_weight(active, keep_bool=True).contiguous(),
-        None if weight is None else _as_weight(weight).reshape(-1).contiguous(),
+        None if active is None else as_weight(active, keep_bool=True).contiguous(),
+        None if weight is None else as_weight(weight).reshape(-1).contiguous(),
         as_normalizer(normalizer, logits.device, acc),
         chunks,
         _ops.REDUCTIONS[reduction],
@@ -215,7 +215,7 @@ def chunk_loss(
     return ChunkLoss(
         loss,
         pack_stats(chunk_stats, errors, mean_grad_norm),
-        RowStats(*row_stats.view(-1, *labels.shape).unbind()),
+        RowStats(*row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
     )
 
 
@@ -318,7 +318,8 @@ def check_options(
         raise ValueError(f"{op}: mean_grad_norm=True is a statistic and needs stats, got False.")
 
 
-def _count_chunks(chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
+def count_chunks(chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
+    """Returns C from whichever argument states it; raises ValueError where two disagree."""
     if num_chunks is not None and num_chunks < 0:
         raise ValueError(f"chunk_loss: num_chunks must be at least 0, got {num_chunks}.")
     if active is not None:
@@ -334,7 +335,8 @@ def _count_chunks(chunk_ids: Tensor, active: Tensor | None, num_chunks: int | No
     return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
 
 
-def _as_weight(x: Tensor, keep_bool: bool = False) -> Tensor:
+def as_weight(x: Tensor, keep_bool: bool = False) -> Tensor:
+    """Returns weights as float32 or float64 (or bool where that is welcome)."""
     if x.dtype == torch.bool:
         return x if keep_bool else x.float()
     if not x.dtype.is_floating_point:

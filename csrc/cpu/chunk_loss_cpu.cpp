@@ -2,22 +2,13 @@
 // chunk.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <tuple>
 
-#include "chunk_loss_kernels.h"
-#include "chunk_loss_plan.h"
-#include "memory.h"
+#include "chunk_loss_run.h"
 
 namespace cwt {
 namespace {
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr size_t kStreamBytes = size_t(8)
-                                << 20;  // gradients above this do not stay in a cache anyway
-constexpr int64_t kTileRows = 32;       // rows whose gradients are added up in one vector
 
 const RowKernelSet& choose_kernels() {
   const char* wanted = std::getenv("CWT_CPU_CAPABILITY");
@@ -48,205 +39,6 @@ const RowKernels& kernels_for(ScalarType type) {
   if (type == ScalarType::BFloat16) return kernel_set().bfloat16;
   return type == ScalarType::Float ? kernel_set().float32 : kRowKernelsFloat64;
 }
-
-int64_t size_of(ScalarType type) {
-  if (type == ScalarType::Double) return 8;
-  return type == ScalarType::Float ? 4 : 2;
-}
-
-// Grow-only workspace of one thread: a fresh one would cost its page faults at every call.
-RowScratch thread_scratch(int64_t vocab) {
-  thread_local std::vector<double> values;
-  thread_local std::vector<int32_t> exponents;
-  if (values.size() < size_t(3 * vocab)) values.resize(3 * vocab);
-  if (exponents.size() < size_t(vocab / kRowBlock + 1)) exponents.resize(vocab / kRowBlock + 1);
-  double* start = values.data();
-  return {start, start + vocab, start + 2 * vocab, exponents.data(), 0};
-}
-
-struct RowNumbers {
-  double loss = 0;
-  double stat[kNumRowStats] = {};
-  double grad_sq = 0;
-  bool finite = true;
-};
-
-// One call: what every row needs, and what the rows found.
-class Run {
- public:
-  Run(const Tensor& logits, const int64_t* labels, const Plan& plan, const ChunkLossOptions& o,
-      const Tensor* grad)
-      : layout_(row_layout(logits)),
-        kernels_(kernels_for(logits.scalar_type())),
-        element_(size_of(logits.scalar_type())),
-        wide_(logits.scalar_type() == ScalarType::Double),
-        x_(static_cast<const char*>(logits.const_data_ptr())),
-        labels_(labels),
-        plan_(plan),
-        o_(o),
-        rows(layout_.rows) {
-    if (!grad) return;
-    grad_ = static_cast<char*>(grad->mutable_data_ptr());
-    grad_layout_ = row_layout(*grad);
-    stream_ = grad_ != x_ && size_t(layout_.rows * layout_.vocab * element_) >= kStreamBytes;
-  }
-
-  // Evaluates every row that counts or has statistics; then zeroes the gradient of all others,
-  // except in `zero`.
-  void all_rows(const ZeroRange& zero, std::vector<double>& mean_norm) {
-    std::vector<int64_t> order, silent;
-    for (int64_t t = 0; t < layout_.rows; ++t) {
-      const RowState state = plan_.state[t];
-      if (state == RowState::kCounts || state == RowState::kStatsOnly) order.push_back(t);
-      if (state != RowState::kCounts) silent.push_back(t);
-    }
-    if (o_.mean_grad_norm) {
-      by_chunk(order, mean_norm);
-    } else {
-      torch::stable::parallel_for(0, order.size(), 1, [&](int64_t begin, int64_t end) {
-        RowScratch scratch = thread_scratch(layout_.vocab);
-        for (int64_t i = begin; i < end; ++i) one_row(order[i], scratch, nullptr);
-      });
-    }
-    if (!grad_) return;
-    // A parallel region costs a wake-up of every thread: only for memory that has to be written.
-    std::vector<int64_t> dirty;
-    for (const int64_t t : silent)
-      if (!zero.covers(grad_row(t), row_bytes())) dirty.push_back(t);
-    torch::stable::parallel_for(0, dirty.size(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) std::memset(grad_row(dirty[i]), 0, row_bytes());
-    });
-  }
-
- private:
-  void one_row(int64_t t, RowScratch& scratch, void* mean) {
-    const bool counts = plan_.state[t] == RowState::kCounts;
-    const bool plain = o_.label_smoothing == 0 && o_.z_loss == 0 && o_.softcap == 0;
-    const bool stats = o_.stats != kStatsOff;
-    void* grad = grad_ && counts ? grad_row(t) : nullptr;
-    const bool second_pass = grad || mean || (stats && !plain);
-    const RowInput in{x_ + layout_.row(t) * element_,
-                      layout_.vocab_stride,
-                      layout_.vocab,
-                      labels_[t],
-                      o_.softcap,
-                      stats,
-                      o_.label_smoothing > 0,
-                      second_pass};
-    RowSums<double> sums{};
-    RowNumbers& out = rows[t];
-    out.finite = kernels_.sums(in, scratch, sums);
-    RowResult<double> r = finish_row(sums, layout_.vocab, o_.label_smoothing, o_.z_loss);
-    if (!out.finite) {
-      r.p_scale = r.g_y = r.nll = r.logsumexp = r.entropy = r.grad_norm_sq = r.row_loss = kNan;
-      r.correct = false;
-    }
-    if (second_pass) {
-      const double square =
-          kernels_.write(in, scratch,
-                         {r.p_scale, 1 + (o_.z_loss > 0 ? 2 * o_.z_loss * r.logsumexp : 0),
-                          o_.label_smoothing / double(layout_.vocab), r.g_y, plan_.weight[t], grad,
-                          mean, plain, stream_});
-      if (!plain) r.grad_norm_sq = square;
-    }
-    out.loss = r.row_loss;
-    out.stat[kNll] = r.nll;
-    out.stat[kLogsumexp] = r.logsumexp;
-    out.stat[kCorrect] = out.finite ? double(r.correct) : kNan;
-    if (!stats) return;
-    out.grad_sq = r.grad_norm_sq;
-    out.stat[kGradNorm] = std::sqrt(r.grad_norm_sq);
-    out.stat[kEntropy] = r.entropy;
-  }
-
-  char* grad_row(int64_t t) const { return grad_ + grad_layout_.row(t) * element_; }
-  size_t row_bytes() const { return size_t(layout_.vocab * element_); }
-
-  struct Tile {
-    int64_t begin, end, chunk;
-    bool last;  // of its chunk
-  };
-
-  std::vector<Tile> tiles_of(std::vector<int64_t>& order) const {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return plan_.chunk[a] < plan_.chunk[b]; });
-    std::vector<Tile> tiles;
-    for (int64_t i = 0, n = order.size(); i < n;) {
-      const int64_t chunk = plan_.chunk[order[i]];
-      int64_t end = i;
-      while (end < n && end < i + kTileRows && plan_.chunk[order[end]] == chunk) ++end;
-      tiles.push_back({i, end, chunk, end == n || plan_.chunk[order[end]] != chunk});
-      i = end;
-    }
-    return tiles;
-  }
-
-  // Rows of one chunk after another, in tiles of a fixed size; each tile adds up its rows'
-  // gradients in one vector, and the vectors of a chunk are added in tile order. Memory: one vector
-  // per tile at work, and one more.
-  void by_chunk(std::vector<int64_t>& order, std::vector<double>& mean_norm) {
-    const std::vector<Tile> tiles = tiles_of(order);
-    const int64_t wave = std::max<int64_t>(8, 2 * torch::stable::get_num_threads());
-    const int64_t count = tiles.size(), vocab = layout_.vocab, acc = wide_ ? 8 : 4;
-    std::vector<double> carry(vocab);
-    std::vector<char> vectors(std::min(wave, count) * vocab * acc);
-    for (int64_t first = 0; first < count; first += wave) {
-      const int64_t size = std::min(wave, count - first);
-      torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
-        RowScratch scratch = thread_scratch(vocab);
-        for (int64_t k = begin; k < end; ++k) {
-          char* vector = vectors.data() + k * vocab * acc;
-          std::memset(vector, 0, size_t(vocab * acc));
-          const Tile& tile = tiles[first + k];
-          for (int64_t i = tile.begin; i < tile.end; ++i) one_row(order[i], scratch, vector);
-        }
-      });
-      if (wide_)
-        add_tiles(&tiles[first], size, reinterpret_cast<double*>(vectors.data()), carry, mean_norm);
-      else
-        add_tiles(&tiles[first], size, reinterpret_cast<float*>(vectors.data()), carry, mean_norm);
-    }
-  }
-
-  // Adds the tiles' vectors to carry; where a chunk ends, adds carry's square to mean_norm[chunk]
-  // and clears it.
-  template <typename acc_t>
-  void add_tiles(const Tile* tiles, int64_t size, const acc_t* vectors, std::vector<double>& carry,
-                 std::vector<double>& mean_norm) const {
-    const int64_t vocab = layout_.vocab, blocks = (vocab + kRowBlock - 1) / kRowBlock;
-    std::vector<double> squares(size * blocks);
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) {
-        const int64_t begin = b * kRowBlock, end = std::min(begin + kRowBlock, vocab);
-        for (int64_t k = 0; k < size; ++k) {
-          for (int64_t j = begin; j < end; ++j) carry[j] += double(vectors[k * vocab + j]);
-          if (!tiles[k].last) continue;
-          double square = 0;
-          for (int64_t j = begin; j < end; ++j) square += carry[j] * carry[j];
-          squares[k * blocks + b] = square;
-          std::fill(carry.begin() + begin, carry.begin() + end, 0.0);
-        }
-      }
-    });
-    for (int64_t k = 0; k < size; ++k)
-      for (int64_t b = 0; b < blocks; ++b) mean_norm[tiles[k].chunk] += squares[k * blocks + b];
-  }
-
-  const RowLayout layout_;
-  const RowKernels& kernels_;
-  const int64_t element_;
-  const bool wide_;
-  const char* x_;
-  const int64_t* labels_;
-  const Plan& plan_;
-  const ChunkLossOptions& o_;
-  char* grad_ = nullptr;
-  RowLayout grad_layout_{};
-  bool stream_ = false;
-
- public:
-  std::vector<RowNumbers> rows;
-};
 
 template <typename acc_t>
 void write_loss(const Plan& plan, const Run& run, const ChunkLossOptions& o, acc_t* loss) {
@@ -301,7 +93,8 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 Results run(const Tensor& logits, const Tensor& labels, const Plan& plan, const ChunkLossOptions& o,
             const Tensor* grad, const ZeroRange& zero) {
   std::vector<double> mean_norm(o.num_chunks);
-  Run rows(logits, labels.const_data_ptr<int64_t>(), plan, o, grad);
+  Run rows(logits, labels.const_data_ptr<int64_t>(), plan, o, grad,
+           kernels_for(logits.scalar_type()));
   rows.all_rows(zero, mean_norm);
 
   const int64_t n = plan.state.size();

@@ -1,8 +1,8 @@
 // The arithmetic of one row, for a vector type that the including file chooses.
 //
 // Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
-// pass 2 (write_span) scales it into the gradient. Memory per row: V logits read, V gradients
-// written, both once.
+// pass 2 (write_span) (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
+// read, V gradients written, both once.
 //
 // N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
 // exactly enough at any distance from the maximum, e = exp(r) 2^(n - N). (x - max in float32 loses
@@ -132,12 +132,12 @@ inline typename V::reg exp_step(typename V::reg z, const Shift<V>& shift, SpanSu
 
 template <class V, class scalar_t, bool kStats, bool kKeep>
 inline void exp_span(const scalar_t* x, int64_t size, float* e, const Shift<V>& shift,
-                     SpanSums<V>& a, SpanSums<V>& b) {
+                     SpanSums<V>& a) {
   constexpr int64_t kLanes = V::kLanes;
   int64_t i = 0;
   for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
     const auto e0 = exp_step<V, kStats>(V::load(x + i), shift, a);
-    const auto e1 = exp_step<V, kStats>(V::load(x + i + kLanes), shift, b);
+    const auto e1 = exp_step<V, kStats>(V::load(x + i + kLanes), shift, a);
     if constexpr (kKeep) {
       V::store(e + i, e0);
       V::store(e + i + kLanes, e1);
@@ -189,15 +189,15 @@ RowPass sums_pass(const scalar_t* x, const RowInput& in, RowScratch& scratch,
   float z_max = z_y;
   for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
     const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
-    SpanSums<V> a, b;
+    SpanSums<V> a;
     float top;
     for (;;) {
       const Shift<V> shift(n);
-      a = b = SpanSums<V>();
+      a = SpanSums<V>();
       around(begin, end, in.label, [&](int64_t from, int64_t to) {
-        exp_span<V, scalar_t, kStats, kKeep>(x + from, to - from, e + from, shift, a, b);
+        exp_span<V, scalar_t, kStats, kKeep>(x + from, to - from, e + from, shift, a);
       });
-      top = max_of<V>(V::max(a.top, b.top));
+      top = max_of<V>(a.top);
       if (top > kMaxMagnitude) return RowPass::kRebase;
       if (!(top > (n + kRedoExponent) * float(kLn2))) break;
       n = exponent_near(top);
@@ -205,11 +205,11 @@ RowPass sums_pass(const scalar_t* x, const RowInput& in, RowScratch& scratch,
     z_max = top > z_max ? top : z_max;
     scratch.exponents[begin / kRowBlock] = n;
     totals.move_to(n);
-    const double block_s = sum_of<V>(V::add(a.s, b.s));
+    const double block_s = sum_of<V>(a.s);
     totals.s += block_s;
     if constexpr (kStats) {
-      totals.q += sum_of<V>(V::add(a.q, b.q));
-      totals.h += sum_of<V>(V::add(a.h, b.h)) + block_s * (double(float(n * kLn2)) - n * kLn2);
+      totals.q += sum_of<V>(a.q);
+      totals.h += sum_of<V>(a.h) + block_s * (double(float(n * kLn2)) - n * kLn2);
     }
   }
   // A NaN in s passes this test and is found by the caller.
@@ -322,107 +322,6 @@ bool row_sums(const RowInput& in, RowScratch& scratch, RowSums<double>& sums) {
   sums.z_y += top;
   sums.z_max += top;
   return true;
-}
-
-// grad = scale * e, the whole of pass 2 for the plain loss.
-template <class V, bool kStream, class scalar_t>
-inline void scale_span(const float* e, int64_t size, float scale, scalar_t* grad) {
-  constexpr int64_t kLanes = V::kLanes;
-  int64_t i = 0;
-  if constexpr (kStream) {
-    constexpr uintptr_t kAlign = kLanes * sizeof(scalar_t);
-    for (; i < size && reinterpret_cast<uintptr_t>(grad + i) % kAlign; ++i)
-      put<V>(grad + i, scale * e[i]);
-  }
-  const auto factor = V::set1(scale);
-  for (; i + kLanes <= size; i += kLanes) {
-    const auto g = V::mul(V::load(e + i), factor);
-    if constexpr (kStream)
-      V::stream(grad + i, g);
-    else
-      V::store(grad + i, g);
-  }
-  for (; i < size; ++i) put<V>(grad + i, scale * e[i]);
-}
-
-// g = (p_factor p - bias) slope with everything that may be asked of it; returns the sum of g^2.
-template <class V, class scalar_t>
-inline double write_span(const float* e, const float* slope, int64_t size, float scale,
-                         const RowOutput& out, scalar_t* grad, float* mean) {
-  constexpr int64_t kLanes = V::kLanes;
-  const auto factor = V::set1(scale * float(out.p_factor)), minus_bias = V::set1(-float(out.bias));
-  const auto weight = V::set1(float(out.weight));
-  auto square = V::set1(0);
-  const auto step = [&](const float* e_k, const float* slope_k, scalar_t* grad_k, float* mean_k) {
-    auto g = V::fma(V::load(e_k), factor, minus_bias);
-    if (slope_k) g = V::mul(g, V::load(slope_k));
-    square = V::fma(g, g, square);
-    if (mean_k) V::store(mean_k, V::add(V::load(mean_k), g));
-    if (grad_k) V::store(grad_k, V::mul(g, weight));
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes)
-    step(e + i, slope ? slope + i : nullptr, grad ? grad + i : nullptr, mean ? mean + i : nullptr);
-  double total = sum_of<V>(square);
-  for (; i < size; ++i) {
-    float g = e[i] * scale * float(out.p_factor) - float(out.bias);
-    if (slope) g *= slope[i];
-    total += double(g) * g;
-    if (mean) mean[i] += g;
-    if (grad) put<V>(grad + i, g * float(out.weight));
-  }
-  return total;
-}
-
-template <class V, class scalar_t>
-double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out) {
-  const float* e = static_cast<const float*>(scratch.e);
-  const float* slope = in.softcap > 0 ? static_cast<const float*>(scratch.slope) : nullptr;
-  scalar_t* grad = static_cast<scalar_t*>(out.grad);
-  float* mean = static_cast<float*>(out.mean);
-  double square = 0;
-  for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
-    const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
-    const double power =
-        __builtin_ldexp(1.0, scratch.exponents[begin / kRowBlock] - scratch.exponent);
-    const float scale = float(out.p_scale * power);
-    around(begin, end, in.label, [&](int64_t from, int64_t to) {
-      if (!out.plain || mean)
-        square += write_span<V>(e + from, slope ? slope + from : nullptr, to - from, scale, out,
-                                grad ? grad + from : nullptr, mean ? mean + from : nullptr);
-      else if (out.stream)
-        scale_span<V, true>(e + from, to - from, float(out.p_scale * power * out.weight),
-                            grad + from);
-      else
-        scale_span<V, false>(e + from, to - from, float(out.p_scale * power * out.weight),
-                             grad + from);
-    });
-  }
-  const double g_y = slope ? out.g_y * slope[in.label] : out.g_y;
-  if (mean) mean[in.label] += float(g_y);
-  if (grad) put<V>(grad + in.label, float(out.weight * g_y));
-  return square + g_y * g_y;
-}
-
-// out = factor * in; the two may be the same memory.
-template <class V, class scalar_t>
-void row_scale(const void* in, void* out, int64_t size, double factor) {
-  const scalar_t* from = static_cast<const scalar_t*>(in);
-  scalar_t* to = static_cast<scalar_t*>(out);
-  int64_t i = 0;
-  for (; i + V::kLanes <= size; i += V::kLanes)
-    V::store(to + i, V::mul(V::load(from + i), V::set1(float(factor))));
-  for (; i < size; ++i) put<V>(to + i, get<V>(from + i) * float(factor));
-}
-
-template <class V, class scalar_t>
-constexpr RowKernels row_kernels() {
-  return {&row_sums<V, scalar_t>, &row_write<V, scalar_t>, &row_scale<V, scalar_t>};
-}
-
-template <class V>
-constexpr RowKernelSet row_kernel_set(const char* name) {
-  return {name, row_kernels<V, Half>(), row_kernels<V, BFloat16>(), row_kernels<V, float>()};
 }
 
 }  // namespace
