@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"CUDA kernels on the CP
 HALF, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
-
 @pytest.fixture(autouse=True)
 def _slow_only_when_asked_for(request):
     asked = "slow" in request.config.option.markexpr
@@ -76,7 +75,12 @@ def with_labels(case, labels=None, chunk_ids=None):
 
 def close(got, want, rtol, atol, what):
     torch.testing.assert_close(
-        got.double(), want.double(), rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{what}: {m}"
+        got.double(),
+        want.double(),
+        rtol=rtol,
+        atol=atol,
+        equal_nan=True,
+        msg=lambda m: f"{what}: {m}",
     )
 
 
@@ -357,8 +361,6 @@ def test_backward_scales_rows_and_leaves_empty_ones(runners):
     for want in wanted:
         assert output.error() == ""
         close(output.take(tuple(want.shape), want.dtype), want, 0, 0, "scaled gradient")
-
-
 
 
 def test_asan_sees_a_read_of_a_row_that_does_not_count(runners):

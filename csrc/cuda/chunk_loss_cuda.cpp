@@ -1,5 +1,6 @@
-// chunk_loss on CUDA: checks, allocation, device and stream. The kernels are in chunk_loss_kernel.cu.
-// Everything is queued on the current stream; only `validate` waits for the device.
+// chunk_loss on CUDA: checks, allocation, device and stream. The kernels are in
+// chunk_loss_kernel.cu. Everything is queued on the current stream; only `validate` waits for the
+// device.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -145,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> chunk_loss_cuda(
   const int64_t none[] = {0};
   Tensor grad = need_grad ? torch::stable::new_empty(logits, logits.sizes())
                           : torch::stable::new_empty(logits, {none, 1});
-  const Results r = run(logits, labels, chunk_ids, active, weight, normalizer, o,
-                        need_grad ? &grad : nullptr);
+  const Results r =
+      run(logits, labels, chunk_ids, active, weight, normalizer, o, need_grad ? &grad : nullptr);
   return std::tuple_cat(r, std::make_tuple(grad));
 }
 

@@ -1,6 +1,6 @@
 // Launchers of chunk_loss: dtype, block shape, grid, order of the kernels. The kernels are in
-// chunk_loss_plan.cuh, chunk_loss_rows.cuh and chunk_loss_sums.cuh, each with its formulas and bytes.
-// Nothing here waits for the device.
+// chunk_loss_plan.cuh, chunk_loss_rows.cuh and chunk_loss_sums.cuh, each with its formulas and
+// bytes. Nothing here waits for the device.
 #include <algorithm>
 #include <stdexcept>
 
@@ -29,7 +29,8 @@ void for_logits_type(LogitsType type, const run_t& run) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 unsigned grid_of(int64_t blocks) {
-  if (blocks > kMaxGrid) throw std::invalid_argument("chunk_loss: more than 2^31 blocks are needed.");
+  if (blocks > kMaxGrid)
+    throw std::invalid_argument("chunk_loss: more than 2^31 blocks are needed.");
   return static_cast<unsigned>(std::max<int64_t>(blocks, 1));
 }
 
@@ -67,8 +68,8 @@ RowShape row_shape(int64_t vocab, int64_t element, bool second_pass, int max_thr
 template <typename scalar_t, RowMode kMode>
 void launch_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const bool second_pass = kMode == RowMode::kGradient || (kMode == RowMode::kGeneral && a.grad);
-  const RowShape shape = row_shape(a.layout.vocab, sizeof(scalar_t), second_pass,
-                                   max_row_threads(kMode), device);
+  const RowShape shape =
+      row_shape(a.layout.vocab, sizeof(scalar_t), second_pass, max_row_threads(kMode), device);
   auto* kernel = &chunk_loss_rows_kernel<scalar_t, kMode>;
   const int blocks = resident_blocks(kernel, shape.threads, shape.shared_bytes());
   const int64_t grid = std::min<int64_t>(a.layout.rows, int64_t(blocks) * device.multiprocessors);
@@ -181,16 +182,15 @@ void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& devic
 }
 
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream) {
-  for_logits_type(args.type,
-                  [&](auto zero) { launch_all<decltype(zero)>(args, device, stream); });
+  for_logits_type(args.type, [&](auto zero) { launch_all<decltype(zero)>(args, device, stream); });
 }
 
 void launch_chunk_loss_backward(const ChunkLossBackwardArgs& args, const DeviceLimits& device,
                                 cudaStream_t stream) {
   for_logits_type(args.type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    const RowShape shape = row_shape(args.from_layout.vocab, sizeof(scalar_t), false,
-                                     kBackwardThreads, device);
+    const RowShape shape =
+        row_shape(args.from_layout.vocab, sizeof(scalar_t), false, kBackwardThreads, device);
     auto* kernel = &chunk_loss_backward_kernel<scalar_t>;
     const int blocks = resident_blocks(kernel, shape.threads, 0);
     const int64_t grid = int64_t(blocks) * device.multiprocessors;

@@ -1,5 +1,5 @@
-// What the CUDA entry hands to the kernels of chunk_loss: pointers, shapes and options; no torch, no
-// CUDA syntax. The launchers are in chunk_loss_kernel.cu.
+// What the CUDA entry hands to the kernels of chunk_loss: pointers, shapes and options; no torch,
+// no CUDA syntax. The launchers are in chunk_loss_kernel.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -5,7 +5,8 @@
 //                           row in use of each chunk. 16 bytes per row and more where there are
 //                           weights. Positions come from integer atomics, so the list's order may
 //                           differ between runs; no result depends on it.
-// chunk_loss_weigh_kernel   one block per chunk: W_c over its rows, in a fixed order; the last block
+// chunk_loss_weigh_kernel   one block per chunk: W_c over its rows, in a fixed order; the last
+// block
 //                           to finish turns the sums into one factor per chunk, row_weight_t =
 //                           w_t * chunk_scale[c].
 #pragma once
@@ -95,8 +96,7 @@ __device__ __forceinline__ int64_t append(int64_t* counter, bool takes_part) {
 // A row that is not read gets its results here: zeros, or NaN for a bad row.
 __device__ __forceinline__ void finish_idle_row(const ChunkLossArgs& a, int64_t row, bool bad) {
   const double value = bad ? NAN : 0.0;
-  for (int s = 0; s < kNumRowStats; ++s)
-    store_acc(a, a.row_stats, s * a.layout.rows + row, value);
+  for (int s = 0; s < kNumRowStats; ++s) store_acc(a, a.row_stats, s * a.layout.rows + row, value);
   store_acc(a, a.row_weight, row, value);
   store_acc(a, a.row_loss, row, value);
 }

@@ -1,7 +1,8 @@
 // chunk_loss, one row at a time: loss, statistics and gradient.
 //
 //   e_j = exp(z_j - m), m = max z;  S' = sum e, Q' = sum e^2, H' = sum e (z - m), all over j != y
-//   finish_row (csrc/chunk_loss.h) makes nll, entropy, ||g||^2 ... of them;  g_j = e_j / S - [j = y]
+//   finish_row (csrc/chunk_loss.h) makes nll, entropy, ||g||^2 ... of them;  g_j = e_j / S - [j =
+//   y]
 //
 // Who: a block takes rows from the work list, one after another (persistent grid). A thread takes
 // every blockDim-th pack of 16 bytes, four loads in flight, and keeps the five sums relative to its
@@ -17,16 +18,16 @@
 //   8192 x  32000   0.16 ms,                     0.31 ms
 //
 // Finite: m is the largest logit, so every exponent is <= 0, and m is never below the lowest finite
-// number, so -inf - m stays -inf. The label's own term never enters S', Q', H' (1 - p_y would cancel
-// otherwise). NaN and +Inf make S NaN, which is how such a row is found.
+// number, so -inf - m stays -inf. The label's own term never enters S', Q', H' (1 - p_y would
+// cancel otherwise). NaN and +Inf make S NaN, which is how such a row is found.
 #pragma once
 
 #include "chunk_loss_plan.cuh"
 
 namespace cwt {
 
-// kLoss reads once; kGradient reads once and writes; kGeneral knows every option, and reads twice if
-// there is a gradient or statistics: ||g||^2 has no closed form then.
+// kLoss reads once; kGradient reads once and writes; kGeneral knows every option, and reads twice
+// if there is a gradient or statistics: ||g||^2 has no closed form then.
 enum class RowMode { kLoss, kGradient, kGeneral };
 
 // 64 registers a thread for the modes that decide the speed, 128 for kGeneral.
@@ -272,8 +273,8 @@ class RowTask {
           acc_t x[kSize];
 #pragma unroll
           for (int k = 0; k < kSize; ++k) x[k] = softcap_(widen(pack.value[k]));
-          sums.template add<kSize, kGeneral>(x,
-                                             static_cast<unsigned>(label_ - span_.head - i * kSize));
+          sums.template add<kSize, kGeneral>(
+              x, static_cast<unsigned>(label_ - span_.head - i * kSize));
         });
     const acc_t max = reduce_.max(sums.max);
     sums.rescale(max);
@@ -311,8 +312,7 @@ class RowTask {
   }
 
   // Returns ||g||^2.
-  __device__ __forceinline__ acc_t second_pass_general(const GradientOf<acc_t>& g,
-                                                       acc_t weight) {
+  __device__ __forceinline__ acc_t second_pass_general(const GradientOf<acc_t>& g, acc_t weight) {
     acc_t square[1] = {0};
     second_pass([&](int j, acc_t x) {
       const acc_t value = g.general(x, j);
@@ -383,10 +383,10 @@ __global__ void __launch_bounds__(kBackwardThreads)
     const acc_t factor = static_cast<const acc_t*>(a.grad_output)[a.per_row ? t : 0];
     const bool empty = static_cast<const acc_t*>(a.row_weight)[t] == 0;
     if (in_place && (empty || factor == 1)) continue;
-    const RowSpan<scalar_t> span(
-        static_cast<const scalar_t*>(a.from) + a.from_layout.row(t), a.from_layout.vocab_stride,
-        static_cast<scalar_t*>(a.to) + a.to_layout.row(t), a.to_layout.vocab_stride,
-        a.from_layout.vocab);
+    const RowSpan<scalar_t> span(static_cast<const scalar_t*>(a.from) + a.from_layout.row(t),
+                                 a.from_layout.vocab_stride,
+                                 static_cast<scalar_t*>(a.to) + a.to_layout.row(t),
+                                 a.to_layout.vocab_stride, a.from_layout.vocab);
     if (empty) {
       zero_row(span);
       continue;
@@ -395,13 +395,13 @@ __global__ void __launch_bounds__(kBackwardThreads)
       narrow(widen(span.x[j * span.x_stride]) * factor, span.grad[j * span.grad_stride]);
     });
     span.template for_packs<4>([&](int i, int) { return load_stream(span.x_packs() + i); },
-                   [&](int i, int, const Bits128& bits) {
-                     Pack<scalar_t> pack = unpack<scalar_t>(bits);
+                               [&](int i, int, const Bits128& bits) {
+                                 Pack<scalar_t> pack = unpack<scalar_t>(bits);
 #pragma unroll
-                     for (int k = 0; k < Pack<scalar_t>::kSize; ++k)
-                       narrow(widen(pack.value[k]) * factor, pack.value[k]);
-                     store_stream(span.grad_packs() + i, bits_of(pack));
-                   });
+                                 for (int k = 0; k < Pack<scalar_t>::kSize; ++k)
+                                   narrow(widen(pack.value[k]) * factor, pack.value[k]);
+                                 store_stream(span.grad_packs() + i, bits_of(pack));
+                               });
   }
 }
 

@@ -16,17 +16,16 @@ namespace cwt {
 constexpr int kMeanThreads = 256;
 constexpr int kSumThreads = 256;
 
-// Lists the rows of [begin, begin + blockDim.x) that belong to the chunk's statistics and were read,
-// ascending. Returns how many. Ends with a barrier.
+// Lists the rows of [begin, begin + blockDim.x) that belong to the chunk's statistics and were
+// read, ascending. Returns how many. Ends with a barrier.
 __device__ __forceinline__ int list_rows(const ChunkLossArgs& a, int64_t chunk, int64_t begin,
                                          int64_t end, int64_t* list, int* warp_counts) {
   const int64_t t = begin + threadIdx.x;
   const bool mine = t < end && (a.states[t] & kInStats) != 0 && is_read(state_at(a, t)) &&
                     chunk_at(a, t) == chunk;
   const unsigned lanes = __ballot_sync(kFullWarp, mine);
-  __syncthreads();  // the list of the previous call has been read
   if (lane_of_thread() == 0) warp_counts[warp_of_thread()] = __popc(lanes);
-  __syncthreads();
+  __syncthreads();  // also: every thread has done with the list of the previous call
   int before = 0, total = 0;
   for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
     if (w < warp_of_thread()) before += warp_counts[w];
@@ -50,8 +49,8 @@ __global__ void __launch_bounds__(kMeanThreads)
   const int64_t chunk = blockIdx.x / tiles, rows = a.layout.rows, stride = a.layout.vocab_stride;
   const int vocab = static_cast<int>(a.layout.vocab);
   const int column = static_cast<int>(blockIdx.x % tiles * blockDim.x + threadIdx.x) * kSize;
-  const acc_t* sums = static_cast<const acc_t*>(a.row_sums);                              // (3, N)
-  const acc_t* logsumexp = static_cast<const acc_t*>(a.row_stats) + kLogsumexp * rows;    // (N)
+  const acc_t* sums = static_cast<const acc_t*>(a.row_sums);                            // (3, N)
+  const acc_t* logsumexp = static_cast<const acc_t*>(a.row_stats) + kLogsumexp * rows;  // (N)
   acc_t total[kSize] = {};
   const int64_t end = a.end_row[chunk];
   for (int64_t begin = rows - a.first_row[chunk]; begin < end; begin += blockDim.x) {
@@ -59,13 +58,8 @@ __global__ void __launch_bounds__(kMeanThreads)
     for (int r = 0; r < count; ++r) {
       const int64_t t = list[r];
       const scalar_t* x = static_cast<const scalar_t*>(a.logits) + a.layout.row(t);
-      GradientOf<acc_t> g{sums[t],
-                          sums[rows + t],
-                          sums[2 * rows + t],
-                          1,
-                          0,
-                          softcap_of<acc_t>(a),
-                          static_cast<int>(a.labels[t])};
+      GradientOf<acc_t> g{sums[t], sums[rows + t],       sums[2 * rows + t],           1,
+                          0,       softcap_of<acc_t>(a), static_cast<int>(a.labels[t])};
       g.apply(a, logsumexp[t]);
       const bool whole = stride == 1 && column + kSize <= vocab &&
                          (reinterpret_cast<uintptr_t>(x + column) & 15) == 0;
@@ -100,8 +94,9 @@ __device__ __forceinline__ void write_chunk(const ChunkLossArgs& a, int64_t chun
   // A bad row has NaN statistics, and so has the mean that it should be part of.
   const bool spoilt = !(sums[kNllSum] == sums[kNllSum]);
   const double mean = tokens > 0 ? sqrt(square_of_sum) / tokens : 0;
-  out[kMeanGradNorm * a.options.num_chunks] =
-      static_cast<acc_t>(!a.options.mean_grad_norm ? 0 : spoilt ? NAN : mean);
+  out[kMeanGradNorm * a.options.num_chunks] = static_cast<acc_t>(!a.options.mean_grad_norm ? 0
+                                                                 : spoilt                  ? NAN
+                                                                                           : mean);
 }
 
 template <typename acc_t>

@@ -118,9 +118,8 @@ int resident_blocks(kernel_t* kernel, int threads, size_t shared_bytes) {
     check_cuda(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "setting the shared memory of a kernel");
-  check_cuda(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, address, threads, shared_bytes),
-      "asking for the occupancy of a kernel");
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, address, threads, shared_bytes),
+             "asking for the occupancy of a kernel");
   return blocks > 0 ? blocks : 1;
 }
 

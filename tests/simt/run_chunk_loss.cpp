@@ -1,8 +1,9 @@
-// Runs the kernels of csrc/cuda/chunk_loss_kernel.cu on this CPU. Reads cases from standard input and
-// writes their results to standard output; tests/simt/harness.py is the other side of the pipe.
+// Runs the kernels of csrc/cuda/chunk_loss_kernel.cu on this CPU. Reads cases from standard input
+// and writes their results to standard output; tests/simt/harness.py is the other side of the pipe.
 //
-// Every case runs under several schedules; memory that a kernel should write holds different rubbish
-// each time, so a result that depends on the schedule, or is never written, shows as a difference.
+// Every case runs under several schedules; memory that a kernel should write holds different
+// rubbish each time, so a result that depends on the schedule, or is never written, shows as a
+// difference.
 #include "../../csrc/cuda/chunk_loss_kernel.cu"
 
 #include <cstdio>
@@ -69,10 +70,12 @@ size_t element_size(int64_t type) { return type == 3 ? 8 : type == 2 ? 4 : 2; }
 size_t real_size(int64_t type) { return type == 0 ? 0 : type == 1 ? 1 : type == 2 ? 4 : 8; }
 
 // Rows that must not be read: AddressSanitizer objects to any access.
-void forbid(const RowLayout& layout, const std::vector<uint8_t>& rows, char* logits, size_t element) {
+void forbid(const RowLayout& layout, const std::vector<uint8_t>& rows, char* logits,
+            size_t element) {
 #if defined(__SANITIZE_ADDRESS__)
   for (int64_t t = 0; t < layout.rows; ++t)
-    if (rows[t]) __asan_poison_memory_region(logits + layout.row(t) * element, layout.vocab * element);
+    if (rows[t])
+      __asan_poison_memory_region(logits + layout.row(t) * element, layout.vocab * element);
 #else
   (void)layout, (void)rows, (void)logits, (void)element;
 #endif
@@ -107,8 +110,8 @@ void all_schedules(int64_t schedules, std::vector<Buffer*> results, const run_t&
         first.push_back(std::make_unique<Buffer>(results[i]->size()));
         first[i]->copy(*results[i]);
       } else if (std::memcmp(first[i]->at(), results[i]->at(), results[i]->size()) != 0) {
-        error = "result " + std::to_string(i) + " differs between schedules 0 and " +
-                std::to_string(s);
+        error =
+            "result " + std::to_string(i) + " differs between schedules 0 and " + std::to_string(s);
       }
     }
   }
@@ -131,9 +134,11 @@ void run_forward(const Header& h, const DeviceLimits& device) {
   Buffer chunk_stats(kNumChunkStats * h.num_chunks * acc), errors((2 + h.num_chunks) * 8);
   Buffer row_weight(h.rows * acc), grad(h.grad_elements * element, h.grad_offset * element);
   ChunkLossArgs a{};
-  a.options = {h.num_chunks,    Reduction(h.reduction),   h.ignore_index,   options.label_smoothing,
-               options.z_loss,  options.softcap,          StatsMode(h.stats), h.mean_grad_norm != 0,
-               h.grad_mode > 0, false};
+  a.options = {h.num_chunks,       Reduction(h.reduction),
+               h.ignore_index,     options.label_smoothing,
+               options.z_loss,     options.softcap,
+               StatsMode(h.stats), h.mean_grad_norm != 0,
+               h.grad_mode > 0,    false};
   a.inverse_softcap = options.softcap > 0 ? 1 / options.softcap : 0;
   a.smoothing_per_logit = options.label_smoothing / h.vocab;
   a.layout = {h.rows, h.vocab, h.inner, h.outer_stride, h.inner_stride, h.vocab_stride};
@@ -183,9 +188,14 @@ void run_backward(const Header& h, const DeviceLimits& device) {
   Buffer to(h.elements * element, h.grad_offset * element);
   const RowLayout layout{h.rows, h.vocab, h.inner, h.outer_stride, h.inner_stride, 1};
   const bool in_place = h.grad_mode == kInPlace;
-  const ChunkLossBackwardArgs a{LogitsType(h.type), layout,          layout,
-                                from.at(),          in_place ? from.at() : to.at(),
-                                row_weight.at(),    grad_output.at(), h.per_row != 0};
+  const ChunkLossBackwardArgs a{LogitsType(h.type),
+                                layout,
+                                layout,
+                                from.at(),
+                                in_place ? from.at() : to.at(),
+                                row_weight.at(),
+                                grad_output.at(),
+                                h.per_row != 0};
   all_schedules(h.schedules, {&to}, [&] {
     from.copy(source);
     launch_chunk_loss_backward(a, device, nullptr);

@@ -1,15 +1,16 @@
 // Executes CUDA C++ kernels on a CPU, for proofs on machines without a GPU. Included by
 // csrc/cuda/platform.cuh in place of the CUDA runtime when CWT_SIMT is defined.
 //
-// Every CUDA thread is a fiber. Fibers switch at barriers, warp collectives, atomics and fences, in an
-// order drawn from a seed; several blocks are alive at once. What is checked in every build:
+// Every CUDA thread is a fiber. Fibers switch at barriers, warp collectives, atomics and fences, in
+// an order drawn from a seed; several blocks are alive at once. What is checked in every build:
 // divergent barriers, warp collectives whose lanes differ in operation, place or mask, lanes that
 // have exited or that the mask leaves out, deadlocks, block shapes and shared memory beyond the
 // device's limits. Shared memory starts out as NaN. A sanitizer adds:
-//   -fsanitize=address,undefined  accesses out of bounds (global and shared), misaligned 16-byte ones
-//   -fsanitize=thread             races in global and shared memory; only barriers, __syncwarp and
-//                                 fences order accesses, as on the device: shuffles, votes and atomics
-//                                 do not
+//   -fsanitize=address,undefined  accesses out of bounds (global and shared), misaligned 16-byte
+//   ones -fsanitize=thread             races in global and shared memory; only barriers, __syncwarp
+//   and
+//                                 fences order accesses, as on the device: shuffles, votes and
+//                                 atomics do not
 // What cannot be seen here: time, register pressure, rounding of the special functions, caches.
 #pragma once
 
@@ -55,7 +56,8 @@ void AnnotateIgnoreWritesEnd(const char*, int);
 #undef __shared__
 #define __shared__ static_assert(false, "use CWT_SHARED(type, name, count)");
 #define CWT_SHARED(type, name, count) type(&name)[count] = simt::shared<type, count>()
-#define CWT_SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(simt::machine.dynamic_shared())
+#define CWT_SHARED_DYNAMIC(type, name) \
+  type* name = static_cast<type*>(simt::machine.dynamic_shared())
 #define CWT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
   simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); })
 
@@ -259,7 +261,8 @@ class Machine {
       if (same_place(a.where, where)) return a.data;
     block.static_bytes += bytes;
     if (block.static_bytes > kMaxStaticShared) fail("more than 48 KiB of static shared memory");
-    if (block.static_bytes + shared_bytes_ > kMaxShared) fail("more shared memory than a block has");
+    if (block.static_bytes + shared_bytes_ > kMaxShared)
+      fail("more shared memory than a block has");
     block.arrays.push_back({where, nan_filled(bytes)});
     return block.arrays.back().data;
   }
@@ -389,11 +392,11 @@ class Machine {
     std::string out, previous;
     for (const auto& block : blocks_)
       for (const auto& t : block->threads) {
-        std::string now = t->state == State::kDone         ? "has exited"
-                          : t->state == State::kReady      ? "runs"
-                          : t->state == State::kAtBarrier  ? "waits at " + text(t->call.where)
-                                                           : "is in a collective at " +
-                                                                 text(t->call.where);
+        std::string now = t->state == State::kDone    ? "has exited"
+                          : t->state == State::kReady ? "runs"
+                          : t->state == State::kAtBarrier
+                              ? "waits at " + text(t->call.where)
+                              : "is in a collective at " + text(t->call.where);
         if (now == previous || out.size() > 1000) continue;
         out += "\n  block " + std::to_string(block->index.x) + " thread " +
                std::to_string(t->rank) + ".. " + now;
@@ -480,7 +483,7 @@ inline Machine machine;
 inline void Machine::entry() { machine.run_thread(); }
 
 template <typename value_t, int kCount>
-value_t (&shared(Where w = Where::current()))[kCount] {
+value_t (&shared(Where w = Where::current())) [kCount] {
   return *static_cast<value_t(*)[kCount]>(machine.static_shared(w, sizeof(value_t) * kCount));
 }
 
