@@ -1,4 +1,7 @@
-"""The native operators: loading, shapes for the compiler, gradients. The only module that says torch.ops."""
+"""The native operators: loading, shapes for the compiler, gradients; alone in saying torch.ops."""
+
+# torch.library and torch._check carry no types.
+# mypy: disable-error-code="no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ class ChunkStats(NamedTuple):
     """Statistics per chunk, each (C,), float32 or (float64 logits) float64, without gradient.
 
     g_t is the gradient of row t's own unweighted loss with respect to its logits: for the plain
-    loss softmax(z_t) - onehot(y_t). Sums run over the chunk's rows that count (`stats=True`) or over
-    all its valid rows (`stats="all"`). A chunk that holds a NaN/Inf logit has NaN sums.
+    loss softmax(z_t) - onehot(y_t). Sums run over the chunk's rows that count (`stats=True`) or
+    over all its valid rows (`stats="all"`). A chunk that holds a NaN/Inf logit has NaN sums.
     """
 
     tokens: Tensor  # number of rows
@@ -125,13 +126,14 @@ def chunk_loss(
         loss = F.cross_entropy(logits.float()[counts], labels[counts])
 
     A row counts when its label is not `ignore_index`, its chunk is active and its weight is not 0.
-    Logits of rows that do not count are not read, and their gradient is exactly 0. With z = logits,
-    or softcap * tanh(logits / softcap), lse = logsumexp(z) and nll = lse - z_label, the loss of a row
-    is (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
+    Logits of rows that do not count are not read, and their gradient is exactly 0. With
+    z = logits, or softcap * tanh(logits / softcap), lse = logsumexp(z) and nll = lse - z_label, the
+    loss of a row is
+    (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
 
     The gradient with respect to the logits is formed in the forward pass (if the logits require
-    grad and grad mode is on), in a new tensor unless `inplace` or `grad_buffer` is given. The result
-    does not depend on the number of threads. Double backward raises.
+    grad and grad mode is on), in a new tensor unless `inplace` or `grad_buffer` is given. The
+    result does not depend on the number of threads. Double backward raises.
 
     Args:
         logits: (N, V) or (B, T, V), float16/bfloat16/float32/float64, any strides.
@@ -140,8 +142,9 @@ def chunk_loss(
         active: (C,), bool or float chunk weights a_c; None = all 1.
         weight: shape of the labels, float or bool token weights w_t; None = all 1. Constants: no
             gradient flows to `weight`, `active` or `normalizer`.
-        reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over active chunks (weighted
-            by a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none": a w l per row.
+        reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over active chunks
+            (weighted by a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none":
+            a w l per row.
         normalizer: replaces the denominator (for "sum" and "none": divides). Give the count of the
             whole step when a step is split over micro-batches or ranks.
         ignore_index: label of rows that do not count.
@@ -153,14 +156,14 @@ def chunk_loss(
         stats: True: over the rows that count. "all": over every valid row, active or not (reads the
             logits of inactive chunks too). False: no statistics.
         mean_grad_norm: adds the exact norm of each chunk's mean gradient to the statistics.
-        inplace: the gradient overwrites the logits, which nobody may read afterwards: their version
-            counter is raised, so that autograd notices. Without effect under torch.compile and where
-            no gradient is due.
+        inplace: the gradient overwrites the logits, which nobody may read afterwards: their
+            version counter is raised, so that autograd notices. Without effect under torch.compile
+            and where no gradient is due.
         grad_buffer: tensor of the logits' shape and dtype that receives the gradient: reusing one
             over steps saves the page faults of a new one. It must live until backward has run.
-        validate: raise IndexError for bad labels and ids. None = True on CPU, False elsewhere, where
-            it costs a host synchronisation. When False, a bad row's loss is NaN, its gradient is 0,
-            and `stats.bad_labels` or `stats.bad_chunk_ids` counts it.
+        validate: raise IndexError for bad labels and ids. None = True on CPU, False elsewhere,
+            where it costs a host synchronisation. When False, a bad row's loss is NaN, its gradient
+            is 0, and `stats.bad_labels` or `stats.bad_chunk_ids` counts it.
 
     Returns:
         ChunkLoss(loss, stats, rows). The loss is float32 (float64 for float64 logits), () or, for
@@ -206,7 +209,7 @@ def chunk_loss(
     if buffer is None:
         results = _ops.chunk_loss(logits, *args, need_grad, validate)
     else:
-        results = _BufferedLoss.apply(logits, buffer, [*args, validate])
+        results = _buffered_loss(logits, buffer, [*args, validate])
     loss, row_stats, chunk_stats, errors = results[:4]
     if reduction == "none":
         loss = loss.view(labels.shape)
@@ -239,13 +242,23 @@ class _BufferedLoss(torch.autograd.Function):
         return _ops.scale_grad(buffer, row_weight, grad_loss), None, None
 
 
+_buffered_loss: Callable[..., tuple[Tensor, ...]] = _BufferedLoss.apply
+
+
 def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> ChunkStats:
     """Returns the operator's (7, C) statistics and (2 + C,) error counts as ChunkStats."""
-    *sums, mean = chunk_stats.unbind()
-    bad_labels, bad_chunk_ids = errors[:2].unbind()
-    mean_or_none = mean if mean_grad_norm else None
+    tokens, nll, correct, entropy, grad_norm, grad_sq, mean = chunk_stats.unbind()
     return ChunkStats(
-        *sums, mean_or_none, errors[_ops.NUM_ERROR_COUNTS :], bad_labels, bad_chunk_ids
+        tokens,
+        nll,
+        correct,
+        entropy,
+        grad_norm,
+        grad_sq,
+        mean if mean_grad_norm else None,
+        nonfinite=errors[_ops.NUM_ERROR_COUNTS :],
+        bad_labels=errors[0],
+        bad_chunk_ids=errors[1],
     )
 
 
@@ -266,7 +279,8 @@ def check_tensors(
             raise TypeError(f"{op}: {key} must be a tensor, got {type(value).__name__}.")
         if value.device != logits.device:
             raise ValueError(
-                f"{op}: {key} must be on the device of {name} ({logits.device}), got {value.device}."
+                f"{op}: {key} must be on the device of {name} ({logits.device}), "
+                f"got {value.device}."
             )
         if key in ("active", "weight") and value.requires_grad:
             raise ValueError(f"{op}: {key} is a constant here, but requires grad: detach it.")
@@ -284,11 +298,10 @@ def check_tensors(
         raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
     rows = logits.shape[:-1].numel()
     for key in ("labels", "chunk_ids", "weight"):
-        value = given.get(key)
-        if value is not None and tuple(value.shape) not in ((rows,), tuple(logits.shape[:-1])):
+        if key in given and tuple(given[key].shape) not in ((rows,), tuple(logits.shape[:-1])):
             raise ValueError(
                 f"{op}: {key} must have one entry per row of {name} {tuple(logits.shape)}, that is "
-                f"shape {tuple(logits.shape[:-1])}, got {tuple(value.shape)}."
+                f"shape {tuple(logits.shape[:-1])}, got {tuple(given[key].shape)}."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ class _Problem(NamedTuple):
     labels: Tensor  # (N,)
     chunk_ids: Tensor  # (N,)
     row_weight: Tensor  # (N,) float64: dloss/dl_t
-    index: Tensor  # (n,) the rows that are evaluated
+    picked: Tensor  # (n,) the rows that are evaluated
     num_chunks: int
     options: tuple[Any, ...]  # ignore_index, label_smoothing, z_loss, softcap, stats
     block_rows: int
@@ -84,8 +85,8 @@ def linear_chunk_loss(
 ) -> LinearChunkLoss:
     """Returns chunk_loss(hidden @ weight.T + bias, ...) while holding few rows of logits at a time.
 
-    Rows that do not count are dropped before the matrix product. Gradients are formed in the forward
-    pass, those of `weight` and `bias` accumulated in float32 (float64 for float64 inputs); what does
+    Rows that do not count are dropped before the product. Gradients are formed in the forward pass,
+    those of `weight` and `bias` accumulated in float32 (float64 for float64 inputs); what does
     not require grad costs nothing. For reduction "none" the logits are formed again in the backward
     pass, because only then the rows' upstream gradients are known. Picks rows on the host: not for
     torch.compile(fullgraph=True) nor CUDA graphs.
@@ -120,7 +121,8 @@ def linear_chunk_loss(
 
     Example:
         >>> hidden, head = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
-        >>> out = linear_chunk_loss(hidden, head, torch.arange(6), torch.tensor([0, 0, 1, 1, 2, -1]))
+        >>> ids = torch.tensor([0, 0, 1, 1, 2, -1])
+        >>> out = linear_chunk_loss(hidden, head, torch.arange(6), ids)
         >>> out.loss.backward()
         >>> hidden.grad.shape, out.stats.tokens.tolist()
         (torch.Size([6, 4]), [2.0, 2.0, 1.0])
@@ -154,7 +156,7 @@ def linear_chunk_loss(
         block_rows,
     )
     flat = hidden.reshape(-1, hidden.shape[-1])
-    loss, row_stats, chunk_stats, errors, hidden_stats = _Loss.apply(
+    loss, row_stats, chunk_stats, errors, hidden_stats = _loss(
         flat, weight, bias, problem, reduction == "none"
     )
     if reduction == "none":
@@ -189,8 +191,8 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _raise_first_bad(bad: Tensor, labels: Tensor, ids: Tensor, vocab: int, chunks: int) -> None:
     row = int(torch.nonzero(bad)[0])
     raise IndexError(
-        f"{_OP}: row {row} has label {int(labels[row])} and chunk id {int(ids[row])}; wanted a label "
-        f"in [0, {vocab}) or ignore_index, and a chunk id in [-1, {chunks})."
+        f"{_OP}: row {row} has label {int(labels[row])} and chunk id {int(ids[row])}; wanted a "
+        f"label in [0, {vocab}) or ignore_index, and a chunk id in [-1, {chunks})."
     )
 
 
@@ -204,12 +206,12 @@ def _row_weights(
     normalizer: Tensor | float | None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (dloss/dl_t in float64, which rows count), each (N,), as csrc/chunk_loss.h has it."""
-    wide = {"dtype": torch.float64, "device": ids.device}
+    wide = torch.ones((), dtype=torch.float64, device=ids.device)
     safe = torch.where(valid, ids, 0).long()
-    a = torch.ones(max(chunks, 1), **wide)
+    a = wide.new_ones(max(chunks, 1))
     if active is not None and chunks:
         a = as_weight(active).double()
-    w = torch.ones(len(ids), **wide)
+    w = wide.new_ones(len(ids))
     if token_weight is not None:
         w = as_weight(token_weight).double().reshape(-1)
     counts = valid & (w != 0) & (a[safe] != 0)
@@ -223,7 +225,7 @@ def _row_weights(
     elif reduction == "token_mean":
         own = (a_t * w_t).sum()
     else:
-        own = torch.ones((), **wide)
+        own = wide
     total = own if given is None else given
     return torch.where(counts, a_t * w_t / total, 0.0), counts
 
@@ -256,10 +258,14 @@ class _Loss(torch.autograd.Function):
                     ctx.problem.row_weight == 0, 0.0, ctx.problem.row_weight * grad_loss.double()
                 ),
             )
-            _, grads = _evaluate(*ctx.saved_tensors, p, ctx.needs)
+            hidden, weight, bias = ctx.saved_tensors
+            _, grads = _evaluate(hidden, weight, bias, p, ctx.needs)
             return (*grads, None, None)
         scaled = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
         return (*scaled, None, None)
+
+
+_loss: Callable[..., tuple[Tensor, ...]] = _Loss.apply
 
 
 def _evaluate(
@@ -284,8 +290,8 @@ def _evaluate(
     grad_weight = torch.zeros_like(weight, dtype=acc) if needs[1] else None
     grad_bias = new(vocab, dtype=acc) if needs[2] else None
     pulls = new(chunks, hidden.shape[1], dtype=torch.float64)  # sum of dLoss/dhidden per chunk
-    buffer = hidden.new_empty(min(p.block_rows, len(p.index)), vocab)
-    for index in p.index.split(p.block_rows):
+    buffer = hidden.new_empty(min(p.block_rows, len(p.picked)), vocab)
+    for index in torch.split(p.picked, p.block_rows):
         h, z = hidden[index], buffer[: len(index)]
         if bias is None:
             torch.mm(h, weight.t(), out=z)
