@@ -49,22 +49,20 @@ def package_dir(name: str) -> Path:
 
 def sources(*folders: str) -> list[str]:
     """Returns the sources in csrc/<folder>, less those for instruction sets not of this machine."""
-    files = [f for d in folders for f in sorted((ROOT / "csrc" / d).glob("*.c*"))]
-    files = [f for f in files if f.suffix in (".cpp", ".cu")]
+    kinds = [f"csrc/{folder}/*.{kind}" for folder in folders for kind in ("cpp", "cu")]
+    files = [f for kind in kinds for f in sorted(ROOT.glob(kind.replace("//", "/")))]
     wrong = () if X86 else ("_avx2", "_avx512")
     return [str(f.relative_to(ROOT)) for f in files if not f.stem.endswith(wrong or "\0")]
 
 
 def cuda() -> tuple[str, Path, list[str]] | None:
-    """Returns (nvcc, toolkit with include/ and lib/, architecture flags), None to do without."""
+    """Returns (nvcc, toolkit as nvcc itself names it, architecture flags); None: do without."""
     want, home = os.environ.get("CWT_CUDA", "auto"), os.environ.get("CUDA_HOME", "")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     if want not in ("auto", "0", "1") or (want == "1" and nvcc is None):
         raise SystemExit(f"setup.py: CWT_CUDA={want}: must be auto, 0, or 1 with nvcc on PATH.")
     if want == "0" or nvcc is None:
         return None
-
-    # nvcc may be a wrapper: only its own word about the toolkit counts.
     answer = subprocess.run([nvcc, "-dryrun", "x.cu"], capture_output=True, text=True).stderr
     include = re.search(r'^#\$ INCLUDES="-I([^"]+)"', answer, re.MULTILINE)
     if include is None:
@@ -91,8 +89,8 @@ def flags(library: str) -> tuple[list[str], list[str]]:
     else:
         include = [package_dir("pybind11") / "include", sysconfig.get_path("include")]
         compile_flags, link = [], ["-pthread"]
-    system = [f"-isystem{path}" for path in include]
-    return [*COMMON, f"-I{ROOT / 'csrc'}", *system, *compile_flags], ["-shared", *link]
+    compile_flags += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include)]
+    return COMMON + compile_flags, ["-shared", *link]
 
 
 def escape(text: str) -> str:
@@ -137,9 +135,8 @@ class NinjaBuild(build_ext):
             rules.append(f"build {escape(str(target))}: link {' '.join(objects)}")
             rules.append("  flags = " + " ".join(link_flags))
         (build / "build.ninja").write_text("\n".join(rules) + "\n")
-        ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
-        jobs = os.environ.get("MAX_JOBS")
-        subprocess.run(ninja + (["-j", jobs] if jobs else []), check=True)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([sys.executable, "-m", "ninja", "-C", str(build), *jobs], check=True)
 
 
 NVCC = cuda()

@@ -209,10 +209,26 @@ def value_cases():
         ("nothing counts", make(6, 40, F32, active=torch.zeros(3, dtype=torch.bool))),
         ("more rows than a plan block", make(150, 24, BF16, chunks=5, schedules=2)),
     ]
+    cases += [(f"confident rows, {dtype}", confident(dtype)) for dtype in (BF16, F32, F64)]
+    cases += [
+        (f"logits of scale {scale}, {dtype}", make(7, 257, dtype, scale=scale))
+        for scale in (1e-4, 30.0, 1e4)
+        for dtype in (HALF, BF16, F32)
+    ]
     narrow = make(12, 100, BF16)
     narrow.chunk_ids = narrow.chunk_ids.int()
     cases.append(("32-bit ids", narrow))
     return cases + strided_cases() + option_cases() + broken_cases()
+
+
+def confident(dtype):
+    """Returns rows whose label has nearly all the mass: 1 - p_y from 1/2 down to 1e-10."""
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(7, 203, generator=g)
+    labels = torch.arange(7) * 25
+    gaps = torch.tensor([0.0, 8, 12, 16, 20, 23, 27])
+    logits[torch.arange(7), labels] = logits.max(-1).values + gaps
+    return Case(logits.to(dtype), labels, torch.zeros(7, dtype=torch.int64), 1, reduction="sum")
 
 
 def strided_cases():
@@ -221,6 +237,7 @@ def strided_cases():
     every_second = make(10, 200, BF16)
     return [
         ("(B, T, V) transposed", dataclasses.replace(base, logits=three)),
+        ("one row for all", dataclasses.replace(base, logits=base.logits[:1].expand(24, 96))),
         (
             "vocabulary stride 2",
             dataclasses.replace(

@@ -43,7 +43,7 @@ BUGS = {
         "divergent __syncthreads",
     ),
     "global memory out of bounds": Bug(
-        "chunk_loss_rows.cuh",
+        "row_span.cuh",
         "if (i + u * step < packs) bits[u]",
         "if (i + u * step < packs + PLANTED) bits[u]",
         "asan",
@@ -57,7 +57,7 @@ BUGS = {
         "heap-buffer-overflow",
     ),
     "misaligned 16-byte store": Bug(
-        "chunk_loss_rows.cuh",
+        "row_span.cuh",
         "(((at ^ to) & 15) != 0 || grad_stride != 1)",
         "((((at ^ to) & 15) != 0 && !PLANTED) || grad_stride != 1)",
         "asan",

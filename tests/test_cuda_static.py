@@ -1,7 +1,8 @@
 """What the compiler says of the CUDA kernels: registers, spills, occupancy, instructions.
 
 Needs nvcc, no GPU. The checks of machine code need cuobjdump as well: on PATH, in the toolkit, in
-an installed triton, or named by CWT_CUOBJDUMP. `pytest -s` prints the table of benchmarks/README.md.
+an installed triton, or named by CWT_CUOBJDUMP. `pytest -s` prints the tables of
+benchmarks/README.md.
 """
 
 import importlib.util
