@@ -23,7 +23,10 @@ void check_cuda(cudaError_t error, const char* what) {
         text_of("chunk_loss: CUDA error in ", what, ": ", cudaGetErrorString(error), "."));
 }
 
+// The stream that torch would use now. This library has a CUDA runtime of its own, linked
+// statically, which is told the device as well.
 cudaStream_t current_stream(const Tensor& x) {
+  check_cuda(cudaSetDevice(x.get_device_index()), "choosing the device");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);

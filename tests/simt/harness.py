@@ -165,8 +165,9 @@ def encode(case: Case) -> bytes:
     header += [case.grad_row_gap]
     options = [case.label_smoothing, case.z_loss, case.softcap or 0.0]
     normal = b"" if case.normalizer is None else struct.pack("d", case.normalizer)
-    # In place every row is written, so none can be forbidden.
-    forbidden = ~case.read() if case.grad_mode != IN_PLACE else torch.zeros(case.rows())
+    # In place every row is written, and an expanded row belongs to others too: none is forbidden.
+    shared = case.grad_mode == IN_PLACE or 0 in x.stride()
+    forbidden = torch.zeros(case.rows()) if shared else ~case.read()
     parts = [raw(storage(x)), raw(case.labels), raw(case.chunk_ids), raw(case.active)]
     parts += [raw(case.weight), normal, raw(forbidden.to(torch.uint8))]
     numbers = struct.pack(f"{len(header)}q", *map(int, header)) + struct.pack("3d", *options)
