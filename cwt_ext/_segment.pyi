@@ -24,7 +24,9 @@ class Options:
         max_weight: float | None,
     ) -> None: ...
 
-_Flat = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
+_Flat = tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]
+]
 
 def segment(
     x: npt.NDArray[np.floating],

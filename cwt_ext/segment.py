@@ -63,8 +63,8 @@ def segment(
 
     `ls` is the cost of ruptures' KernelCPD(kernel="cosine"); a zero row stays zero in both. With
     kind="similarity" and a matrix S, ||e_i + ...||^2 is the sum of S[i:j, i:j] (for `norm` not
-    below 0) and the number of rows its trace. Exactly one of `k` and `penalty` is given. All sums are
-    double precision. Of equally good segmentations the one whose last chunk starts first is
+    below 0) and the number of rows its trace. Exactly one of `k` and `penalty` is given. All sums
+    are double precision. Of equally good segmentations the one whose last chunk starts first is
     returned (then the one whose last but one starts first, and so on).
 
     Args:
@@ -102,17 +102,17 @@ def segment(
         >>> segment(x, k=2).boundaries.tolist()
         [0, 2, 4]
     """
-    matrix = _matrix(x, kind)
-    n = len(matrix) - (kind == "cost")
-    if path and k is None:
-        raise ValueError("segment: path=True needs k, the largest number of chunks.")
-    limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
-    chunks, price = _aim(k, penalty, n, kind, objective)
-    loads = None if weights is None else _weights(weights, n)
     try:
+        matrix = _matrix(x, kind)
+        n = len(matrix) - (kind == "cost")
+        if path and k is None:
+            raise ValueError("path=True needs k, the largest number of chunks")
+        limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
+        chunks, price = _aim(k, penalty, n, kind, objective)
+        loads = None if weights is None else _weights(weights, n)
         flat = _segment.segment(matrix, chunks, price, loads, limits, path)
-    except ValueError as error:
-        raise ValueError(f"segment: {error}.") from None
+    except (ValueError, TypeError) as error:
+        raise _named("segment", error) from None
     found = _unflatten(*flat)
     return found[-1]._replace(path=tuple(found)) if path else found[-1]
 
@@ -160,53 +160,59 @@ def segment_batch(
         >>> [s.boundaries.tolist() for s in segment_batch([rows, rows[:3]], k=[3, 2])]
         [[0, 2, 3, 4], [0, 2, 3]]
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"segment_batch: threads must be at least 1, got {threads}.")
-    ks, penalties = _per_item(k, len(xs), "k"), _per_item(penalty, len(xs), "penalty")
-    loads = _per_item(weights, len(xs), "weights")
-    limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
-    matrices, chunks, prices, checked = [], [], [], []
-    for i, x in enumerate(xs):
-        try:
+    where = "segment_batch"
+    try:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        ks, penalties = _per_item(k, len(xs), "k"), _per_item(penalty, len(xs), "penalty")
+        loads = _per_item(weights, len(xs), "weights")
+        limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
+        matrices, chunks, prices, checked = [], [], [], []
+        for i, x in enumerate(xs):
+            where = f"segment_batch: item {i}"
             matrix = _matrix(x, kind)
             n = len(matrix) - (kind == "cost")
-            aim = _aim(ks[i], penalties[i], n, kind, objective)
+            count, price = _aim(ks[i], penalties[i], n, kind, objective)
             if weights is not None:
                 checked.append(_weights(loads[i], n))
-        except (ValueError, TypeError) as error:
-            message = str(error).removeprefix("segment: ")
-            raise type(error)(f"segment_batch: item {i}: {message}") from None
-        matrices.append(matrix)
-        chunks.append(aim[0])
-        prices.append(aim[1])
-    if threads is None:
-        threads = _cores()
-    try:
-        flat = _segment.segment_batch(
-            matrices, chunks, prices, None if weights is None else checked, limits, threads
-        )
-    except ValueError as error:
-        raise ValueError(f"segment_batch: {error}.") from None
+            matrices.append(matrix)
+            chunks.append(count)
+            prices.append(price)
+        where = "segment_batch"
+        own = None if weights is None else checked
+        threads = threads or _cores()
+        flat = _segment.segment_batch(matrices, chunks, prices, own, limits, threads)
+    except (ValueError, TypeError) as error:
+        raise _named(where, error) from None
     return _unflatten(*flat)
 
 
+def _named(where: str, error: Exception) -> Exception:
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}.")
+
+
 def _matrix(x: ArrayLike, kind: str) -> npt.NDArray[np.floating]:
-    if isinstance(x, torch.Tensor):
-        if x.device.type != "cpu":
-            raise TypeError(f"segment: x must be on the CPU, got a tensor on {x.device}.")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
-        x = x.detach().numpy()
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"segment: x must be a NumPy array or a tensor, got {type(x).__name__}.")
+        x = _from_tensor(x)
     if x.dtype.type not in (np.float32, np.float64):
-        raise TypeError(f"segment: x must be float32 or float64, got {x.dtype}.")
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
     if x.ndim != 2 or (kind != "embeddings" and x.shape[0] != x.shape[1]):
         wanted = {"embeddings": "(n, d)", "similarity": "(n, n)", "cost": "(n+1, n+1)"}.get(kind)
-        raise ValueError(f"segment: x must be {wanted} for kind={kind!r}, got shape {x.shape}.")
-    if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        raise ValueError(f"x must be {wanted} for kind={kind!r}, got shape {x.shape}")
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned and x.dtype.isnative:
         return x
     return x.astype(x.dtype.newbyteorder("="), order="C")
+
+
+def _from_tensor(x: object) -> npt.NDArray[Any]:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a NumPy array or a tensor, got {type(x).__name__}")
+    if x.device.type != "cpu":
+        raise TypeError(f"x must be on the CPU, got a tensor on {x.device}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+    return x.detach().numpy()
 
 
 def _limits(
@@ -219,13 +225,11 @@ def _limits(
     max_weight: float | None,
 ) -> _segment.Options:
     if kind not in _segment.Kind.__members__:
-        raise ValueError(
-            f"segment: kind must be 'embeddings', 'similarity' or 'cost', got {kind!r}."
-        )
+        raise ValueError(f"kind must be 'embeddings', 'similarity' or 'cost', got {kind!r}")
     if objective not in _segment.Objective.__members__:
-        raise ValueError(f"segment: objective must be 'norm' or 'ls', got {objective!r}.")
+        raise ValueError(f"objective must be 'norm' or 'ls', got {objective!r}")
     if weights is None and (min_weight is not None or max_weight is not None):
-        raise ValueError("segment: min_weight and max_weight need weights.")
+        raise ValueError("min_weight and max_weight need weights")
     return _segment.Options(
         _segment.Kind.__members__[kind],
         _segment.Objective.__members__[objective],
@@ -239,17 +243,17 @@ def _limits(
 def _aim(k: Any, penalty: Any, n: int, kind: str, objective: str) -> tuple[int, float]:
     """Returns (k, 0.0), or (0, penalty) where k is free."""
     if (k is None) == (penalty is None):
-        raise ValueError(f"segment: exactly one of k and penalty is needed, got {k=}, {penalty=}.")
+        raise ValueError(f"exactly one of k and penalty is needed, got {k=}, {penalty=}")
     if k is not None:
         if k < 1:
-            raise ValueError(f"segment: k must be between 1 and n, got n={n}, k={k}.")
+            raise ValueError(f"k must be between 1 and n, got n={n}, k={k}")
         return int(k), 0.0
     if penalty != "auto":
         return 0, float(penalty)
     if kind == "cost" or objective != "norm":
         raise ValueError(
-            "segment: penalty='auto' is for the norm of embeddings or similarities, "
-            f"got {kind=}, {objective=}."
+            "penalty='auto' is for the norm of embeddings or similarities, "
+            f"got {kind=}, {objective=}"
         )
     return 0, 0.08 * math.sqrt(n * math.log(max(n, 1)))
 
@@ -257,15 +261,15 @@ def _aim(k: Any, penalty: Any, n: int, kind: str, objective: str) -> tuple[int, 
 def _weights(weights: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
     array = np.ascontiguousarray(weights, dtype=np.float64)
     if array.shape != (n,):
-        raise ValueError(f"segment: weights must be ({n},), got shape {array.shape}.")
+        raise ValueError(f"weights must be ({n},), got shape {array.shape}")
     return array
 
 
 def _per_item(value: Any, count: int, name: str) -> list[Any]:
-    if value is None or isinstance(value, str) or np.ndim(value) == 0:
+    if value is None or isinstance(value, str) or not hasattr(value, "__len__"):
         return [value] * count
     if len(value) != count:
-        raise ValueError(f"segment_batch: {name} must be one per item, {count}, got {len(value)}.")
+        raise ValueError(f"{name} must be one per item, {count}, got {len(value)}")
     return list(value)
 
 
@@ -277,16 +281,14 @@ def _cores() -> int:
 
 def _unflatten(
     boundaries: npt.NDArray[np.int64],
-    costs: npt.NDArray[np.float64],
+    chunk_costs: npt.NDArray[np.float64],
     counts: npt.NDArray[np.int64],
+    totals: npt.NDArray[np.float64],
 ) -> list[Segmentation]:
     found = []
-    b = c = 0
-    for k in counts.tolist():
-        chunk_costs = costs[c : c + k]
-        found.append(
-            Segmentation(boundaries[b : b + k + 1], math.fsum(chunk_costs.tolist()), chunk_costs)
-        )
-        b += k + 1
+    c = 0
+    for i, (k, total) in enumerate(zip(counts.tolist(), totals.tolist(), strict=True)):
+        own = boundaries[c + i : c + i + k + 1]  # one boundary more than chunks
+        found.append(Segmentation(own, total, chunk_costs[c : c + k]))
         c += k
     return found

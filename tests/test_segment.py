@@ -98,7 +98,7 @@ def test_every_k_path_and_penalty_equal_the_oracle(kind, objective, names):
     rng = np.random.default_rng([len(kind), len(objective), len(names)])
     compared = 0
     while compared < 450:  # 24 parametrisations: 10,800 comparisons
-        n, d = int(rng.integers(1, 26)), int(rng.integers(1, 40))
+        n, d = int(rng.integers(1, 26)), int(rng.integers(2, 40))
         x = make_units(rng, n, d)
         if kind == "similarity":
             x = x @ x.T + rng.normal(size=(n, n)) * rng.integers(0, 2)
@@ -143,6 +143,26 @@ def test_longer_inputs(n, d, k, max_len, objective):
     table = forbid(cost_table(similarity, "similarity", objective), max_len=max_len)
     found = segment(similarity, k=k, kind="similarity", max_len=max_len, objective=objective)
     check(found, table, all_optima(table)[k - 1][0])
+
+
+@pytest.mark.parametrize("penalty", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("min_len", [1, 2, 60])
+@pytest.mark.parametrize("objective", ["norm", "ls"])
+def test_pruning_of_long_inputs_is_exact(objective, min_len, penalty):
+    rng = np.random.default_rng(min_len)
+    n = 500  # pruning begins at 193
+    x = rng.normal(size=(n, 6))[np.sort(rng.integers(0, 40, n))] + 0.3 * rng.normal(size=(n, 6))
+    weights = rng.integers(1, 9, n)
+    length = np.arange(n + 1)[None, :] - np.arange(n + 1)[:, None]
+    table = np.where(length < min_len, np.inf, cost_table(x, "embeddings", objective))
+    found = segment(x, penalty=penalty, min_len=min_len, objective=objective)
+    check(found, table, penalised_optimum(table, penalty) - penalty * found.k)
+    prefix = np.concatenate([[0], np.cumsum(weights)])
+    load = prefix[None, :] - prefix[:, None]
+    table = np.where((load < 200) | (load > 900), np.inf, table)
+    limits = {"min_len": min_len, "weights": weights, "min_weight": 200, "max_weight": 900}
+    found = segment(x, penalty=penalty, objective=objective, **limits)
+    check(found, table, penalised_optimum(table, penalty) - penalty * found.k)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 60, 130])
@@ -214,6 +234,7 @@ X = np.eye(6)
     [
         ({"x": X[:0], "k": 1}, "at least one unit is wanted, got n=0"),
         ({"x": np.zeros((1, 1)), "k": 1, "kind": "cost"}, "got n=0"),
+        ({"x": X[:, :0], "k": 1}, "at least one element are wanted, got d=0"),
         ({"x": X, "k": 7}, "k must be between 1 and n, got n=6, k=7, min_len=1, max_len=None"),
         ({"x": X, "k": 0}, "k must be between 1 and n, got n=6, k=0"),
         ({"x": X, "k": -2}, "k must be between 1 and n, got n=6, k=-2"),

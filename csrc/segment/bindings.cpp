@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "segment/segmenter.h"
@@ -53,21 +55,23 @@ Problem make_problem(const py::array& x, int64_t k, double penalty,
   return p;
 }
 
-// Returns (boundaries, chunk costs), each end to end, and the chunks of each result.
+// Returns (boundaries, chunk costs), each end to end, and of each result (number of chunks, cost).
 py::tuple flatten(const std::vector<Segmentation>& results) {
   size_t chunks = 0;
   for (const auto& r : results) chunks += r.chunk_costs.size();
   py::array_t<int64_t> boundaries(chunks + results.size());
   py::array_t<double> costs(chunks);
   py::array_t<int64_t> counts(results.size());
+  py::array_t<double> totals(results.size());
   int64_t *b = boundaries.mutable_data(), *k = counts.mutable_data();
-  double* c = costs.mutable_data();
+  double *c = costs.mutable_data(), *total = totals.mutable_data();
   for (const auto& r : results) {
     b = std::copy(r.boundaries.begin(), r.boundaries.end(), b);
     c = std::copy(r.chunk_costs.begin(), r.chunk_costs.end(), c);
     *k++ = static_cast<int64_t>(r.chunk_costs.size());
+    *total++ = std::accumulate(r.chunk_costs.begin(), r.chunk_costs.end(), 0.0);
   }
-  return py::make_tuple(boundaries, costs, counts);
+  return py::make_tuple(boundaries, costs, counts, totals);
 }
 
 py::tuple segment_one(const py::array& x, int64_t k, double penalty,

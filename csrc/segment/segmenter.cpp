@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -22,7 +23,10 @@ namespace {
 constexpr int64_t kBlock = 48;  // ends per block; a multiple of every panel width
 constexpr int64_t kSlab =
     256;  // elements of a dot product before the next tile: panels stay in cache
+constexpr int64_t kShortSlab =
+    128;  // the same where there is but one block, whose rows all take part
 constexpr int64_t kTileDoubles = 2048;  // of earlier layers per tile, 16 KiB
+constexpr int64_t kPruneAbove = 4 * kBlock;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 template <typename... Parts>
@@ -32,9 +36,11 @@ template <typename... Parts>
   throw std::invalid_argument(message.str());
 }
 
+// CWT_SEGMENT_GENERIC in the environment chooses the plain kernels, for tests.
 const Kernels& kernels() {
 #if defined(__x86_64__)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           !std::getenv("CWT_SEGMENT_GENERIC");
   if (avx2) return avx2_kernels();
 #endif
   return generic_kernels();
@@ -42,12 +48,6 @@ const Kernels& kernels() {
 
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
-}
-
-template <typename T>
-T* at_least(std::vector<T>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
 }
 
 std::string describe(const Problem& p) {
@@ -68,6 +68,7 @@ void check_arguments(const Problem& p) {
   const bool square = p.kind == Kind::kEmbeddings || p.rows == p.cols;
   if (!square) fail("a square matrix is wanted, got shape (", p.rows, ", ", p.cols, ")");
   if (n < 1) fail("at least one unit is wanted, got n=0");
+  if (p.cols < 1) fail("embeddings of at least one element are wanted, got d=0");
   if (n >= std::numeric_limits<int32_t>::max()) fail("n=", n, " units are more than 2^31 - 2");
   if (p.min_len < 1) fail("min_len must be at least 1, got ", p.min_len);
   if (p.max_len < p.min_len) fail("max_len must be at least min_len, got ", describe(p));
@@ -99,6 +100,7 @@ class Solver {
     allocate();
     for (int64_t t0 = 0; t0 < n_; t0 += kBlock) {
       const int64_t t1 = std::min(n_, t0 + kBlock);
+      if (prunes_) drop_starts(t0, t1);
       fill_costs(t0, t1);
       p_.k ? relax_layers(t0, t1) : relax_penalised(t0, t1);
     }
@@ -108,9 +110,9 @@ class Solver {
  private:
   // The chunks that end at t may start in [lo[t], hi[t]). Both ends only grow with t.
   void find_limits() {
-    lo_ = at_least(ws_.lo, n_ + 1);
-    hi_ = at_least(ws_.hi, n_ + 1);
-    double* weight = at_least(ws_.prefix_weight, n_ + 1);
+    lo_ = ws_.lo.at_least(n_ + 1);
+    hi_ = ws_.hi.at_least(n_ + 1);
+    double* weight = ws_.prefix_weight.at_least(n_ + 1);
     weight[0] = 0;
     lo_[0] = hi_[0] = 0;
     int64_t light = 0, heavy = 0;  // first start that is not too heavy; first that is too light
@@ -126,40 +128,33 @@ class Solver {
   void allocate() {
     const int64_t panel = kernels_.panel;
     stride_ = p_.k ? round_up(p_.k, panel) + panel : 1;
-    best_ = at_least(ws_.best, (n_ + 1) * stride_);
-    from_ = at_least(ws_.from, (n_ + 1) * stride_);
+    best_ = ws_.best.at_least((n_ + 1) * stride_);
+    from_ = ws_.from.at_least((n_ + 1) * stride_);
     std::fill_n(best_, (n_ + 1) * stride_, kInf);
-    std::fill_n(from_, (n_ + 1) * stride_, -1);
     if (!p_.k) best_[0] = 0;
+    prunes_ = !p_.k && p_.kind == Kind::kEmbeddings && n_ > kPruneAbove;
+    if (prunes_) alive_ = ws_.alive.at_least(n_ + 1);
+    if (prunes_) alive_[0] = 0;
     int64_t reach = 0;  // widest range of columns that one block needs
     for (int64_t t0 = 0; t0 < n_; t0 += kBlock)
       reach = std::max(reach, std::min(n_, t0 + kBlock) - first_column(t0));
     ld_ = round_up(reach, panel);
-    block_ = at_least(ws_.block, kBlock * ld_);
+    block_ = ws_.block.at_least(kBlock * ld_);
     if (p_.kind == Kind::kCost) return;
-    window_ = at_least(ws_.window, n_);
-    trace_ = at_least(ws_.trace, n_ + 1);
+    window_ = ws_.window.at_least(n_);
+    trace_ = ws_.trace.at_least(n_ + 1);
     std::fill_n(window_, n_, 0.0);
     trace_[0] = 0;
+    scale_ = ws_.scale.at_least(n_);
+    std::fill_n(scale_, n_, 1.0);
     if (p_.kind == Kind::kSimilarity) return;
     slots_ = ld_ / panel;
-    panels_ = at_least(ws_.panels, ld_ * d_);
+    panels_ = ws_.panels.at_least(ld_ * (n_ <= kBlock ? kShortSlab : d_));
     packed_ = 0;
-    find_scales();
   }
 
   // First column of the cost block of ends t0+1 .. : a whole panel.
   int64_t first_column(int64_t t0) const { return lo_[t0 + 1] / kernels_.panel * kernels_.panel; }
-
-  void find_scales() {
-    scale_ = at_least(ws_.scale, n_);
-    for (int64_t i = 0; i < n_; ++i) {
-      const double q = p_.x32 ? kernels_.squares32(p_.x32 + i * d_, d_)
-                              : kernels_.squares64(p_.x64 + i * d_, d_);
-      if (!(q < kInf)) fail("x must be finite with row norms below 1e154, row ", i, " is not");
-      scale_[i] = q > 1e-300 ? 1 / std::sqrt(q) : 0;  // the norm below 1e-150: a zero vector
-    }
-  }
 
   void fill_costs(int64_t t0, int64_t t1) {
     column0_ = first_column(t0);
@@ -170,35 +165,56 @@ class Solver {
       return p_.x32 ? fill_given(p_.x32, t0, t1) : fill_given(p_.x64, t0, t1);
     const auto costs = p_.objective == Objective::kNorm ? kernels_.norm_costs : kernels_.ls_costs;
     for (int64_t t = t0 + 1; t <= t1; ++t) {
-      trace_[t] = trace_[t - 1] + row(t0, t)[t - 1];
-      costs(row(t0, t), window_, trace_, lo_[t], t);
+      double* g = row(t0, t);
+      if (p_.kind == Kind::kEmbeddings) scale_[t - 1] = unit_scale(g[t - 1], t - 1);
+      trace_[t] = trace_[t - 1] + g[t - 1] * scale_[t - 1] * scale_[t - 1];
+      costs(g, scale_, window_, trace_, lo_[t], t);
     }
   }
 
   // The cost row of end t, indexed by the start.
   double* row(int64_t t0, int64_t t) const { return block_ + (t - t0 - 1) * ld_ - column0_; }
 
-  double* panel(int64_t index) const { return panels_ + index % slots_ * kernels_.panel * d_; }
+  // Returns 1 / ||x_i||, or 0 for a zero vector.
+  static double unit_scale(double square, int64_t i) {
+    if (!(square < kInf)) fail("x must be finite with row norms below 1e154, row ", i, " is not");
+    return square > 1e-300 ? 1 / std::sqrt(square) : 0;
+  }
 
+  // A slab of d at a time, so that a tile's panels stay in cache. The panels of later blocks are
+  // kept in a ring; a single block needs no slab again and packs each into the same place.
   void fill_gram(int64_t t0, int64_t t1) {
-    const int64_t width = kernels_.panel, first = column0_ / width, own = t0 / width,
-                  end = round_up(t1, width) / width;
-    for (; packed_ < end; ++packed_) {
-      const int64_t i = packed_ * width, rows = std::min(width, n_ - i);
-      p_.x32 ? kernels_.pack32(p_.x32 + i * d_, rows, d_, scale_ + i, panel(packed_))
-             : kernels_.pack64(p_.x64 + i * d_, rows, d_, scale_ + i, panel(packed_));
-    }
+    const bool single = n_ <= kBlock;
+    const int64_t width = kernels_.panel, first = column0_ / width, own = t0 / width;
+    const int64_t end = round_up(t1, width) / width, slab = single ? kShortSlab : kSlab;
     const double* columns[8];
-    for (int64_t j = 0; j < d_; j += kSlab) {
-      const int64_t elements = std::min(kSlab, d_ - j);
+    for (int64_t j = 0; j < d_; j += slab) {
+      const int64_t elements = std::min(slab, d_ - j), depth = single ? slab : d_;
+      const auto panel = [&](int64_t index) {
+        return panels_ + (index % slots_ * depth + (single ? 0 : j)) * width;
+      };
+      for (int64_t i = packed_; i < end; ++i) pack(i * width, j, elements, panel(i));
       for (int64_t c = first; c < end; c += kernels_.gram_panels)
         for (int64_t r = std::max(c, own); r < end; ++r) {
           const int64_t count = std::min(kernels_.gram_panels, r + 1 - c);
-          for (int64_t g = 0; g < count; ++g) columns[g] = panel(c + g) + j * width;
+          for (int64_t g = 0; g < count; ++g) columns[g] = panel(c + g);
           double* out = block_ + (r * width - t0) * ld_ + (c - first) * width;
-          kernels_.gram(panel(r) + j * width, columns, count, elements, out, ld_, j > 0);
+          kernels_.gram(panel(r), columns, count, elements, out, ld_, j > 0);
+          fetch_ahead();
         }
     }
+    packed_ = end;
+  }
+
+  void fetch_ahead() const {
+    for (int i = 0; i < 8 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
+      __builtin_prefetch(ws_.ahead);
+  }
+
+  void pack(int64_t i, int64_t j, int64_t elements, double* out) const {
+    const int64_t rows = std::min(kernels_.panel, n_ - i), at = i * d_ + j;
+    p_.x32 ? kernels_.pack32(p_.x32 + at, d_, rows, elements, out)
+           : kernels_.pack64(p_.x64 + at, d_, rows, elements, out);
   }
 
   template <typename scalar_t>
@@ -231,14 +247,14 @@ class Solver {
     const int64_t tile = std::max<int64_t>(8, kTileDoubles / stride_);
     for (int64_t t = t0 + 1; t <= t1; ++t)
       if (lo_[t] == 0 && hi_[t] > 0) best_[t * stride_] = row(t0, t)[0];
-    for (int64_t s = lo_[t0 + 1]; s <= t0; s += tile)
-      for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, s, std::min(s + tile, t0 + 1));
-    for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, t0 + 1, t);
+    for (int64_t s = t0 + 1; s > lo_[t0 + 1]; s -= tile)  // nearest first: they tend to be the best
+      for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, s - tile, s, true);
+    for (int64_t t = t0 + 1; t <= t1; ++t) relax(t0, t, t0 + 1, t, false);
   }
 
   // Offers the starts in [s0, s1) that are allowed to end t, in the layers from which k can be
   // reached.
-  void relax(int64_t t0, int64_t t, int64_t s0, int64_t s1) {
+  void relax(int64_t t0, int64_t t, int64_t s0, int64_t s1, bool older) {
     s0 = std::max({s0, lo_[t], int64_t{1}});
     s1 = std::min(s1, hi_[t]);
     if (s0 >= s1) return;
@@ -251,19 +267,37 @@ class Solver {
     }
     if (first > last) return;
     const int64_t j = first - 1;
-    kernels_.relax(best_ + j, stride_, row(t0, t), s0, s1, last - j, best_ + t * stride_ + j + 1,
-                   from_ + t * stride_ + j);
+    kernels_.relax(best_ + j, stride_, row(t0, t), s0, s1, last - j, older,
+                   best_ + t * stride_ + j + 1, from_ + t * stride_ + j);
   }
 
   void relax_penalised(int64_t t0, int64_t t1) {
     for (int64_t t = t0 + 1; t <= t1; ++t) {
       double cost;
+      if (prunes_) alive_[t] = alive_[t - 1];
       const int64_t s =
           hi_[t] > lo_[t] ? kernels_.least(best_, row(t0, t), lo_[t], hi_[t], &cost) : -1;
       if (s < 0) continue;
       best_[t] = cost + p_.penalty;
       from_[t] = static_cast<int32_t>(s);
+      if (prunes_) find_alive(row(t0, t), t);
     }
+  }
+
+  // PELT. Cutting a chunk never makes norm or ls dearer, so a start s with best[s] + c(s, t) >
+  // best[t] loses to t itself for every later end T that a chunk from t may have: from hi[T] > t
+  // on, which the minima delay. Only the run of such starts at the front goes, and rounding is
+  // given its margin.
+  void find_alive(const double* costs, int64_t t) {
+    const double limit = best_[t] + 1e-9 * (1 + std::abs(best_[t]));
+    int64_t s = std::max(alive_[t], lo_[t]);
+    while (s < t && best_[s] + costs[s] > limit) ++s;
+    alive_[t] = s;
+  }
+
+  void drop_starts(int64_t t0, int64_t t1) {
+    for (int64_t t = t0 + 1; t <= t1; ++t)
+      if (hi_[t] > 0) lo_[t] = std::max(lo_[t], alive_[std::min(hi_[t] - 1, t0)]);
   }
 
   std::vector<Segmentation> collect() {
@@ -290,9 +324,11 @@ class Solver {
     return result;
   }
 
-  // Recomputed from the input, so that it carries no error of running sums.
+  // Recomputed from the input, unless the block still holds a value that lost no digits.
   double chunk_cost(int64_t s, int64_t t) {
     if (p_.kind == Kind::kCost) return entry(s, t);
+    const bool at_hand = p_.kind == Kind::kEmbeddings && n_ <= kBlock;
+    if (at_hand && std::abs(row(0, t)[s]) > 0.01 * static_cast<double>(t - s)) return row(0, t)[s];
     double total = 0, trace = 0;
     if (p_.kind == Kind::kSimilarity) {
       for (int64_t i = s; i < t; ++i) {
@@ -300,14 +336,14 @@ class Solver {
         for (int64_t j = s; j < t; ++j) total += entry(i, j);
       }
     } else {
-      double* sum = at_least(ws_.sum, d_);
+      double* sum = ws_.sum.at_least(d_);
       std::fill_n(sum, d_, 0.0);
       for (int64_t i = s; i < t; ++i) {
         trace += scale_[i] > 0;
         p_.x32 ? kernels_.add32(p_.x32 + i * d_, scale_[i], d_, sum)
                : kernels_.add64(p_.x64 + i * d_, scale_[i], d_, sum);
       }
-      total = kernels_.squares64(sum, d_);
+      for (int64_t j = 0; j < d_; ++j) total += sum[j] * sum[j];
     }
     if (p_.objective == Objective::kNorm) return -std::sqrt(std::max(total, 0.0));
     return trace - total / static_cast<double>(t - s);
@@ -325,12 +361,14 @@ class Solver {
   double *scale_ = nullptr, *panels_ = nullptr, *block_ = nullptr, *window_ = nullptr,
          *trace_ = nullptr;
   double* best_ = nullptr;
+  int64_t* alive_ = nullptr;
   int32_t* from_ = nullptr;
   int64_t stride_ = 0;   // elements between the layers of two ends
   int64_t ld_ = 0;       // elements between the cost rows of two ends
   int64_t column0_ = 0;  // start that the first column of the block stands for
   int64_t slots_ = 0;    // panels in the ring
   int64_t packed_ = 0;   // panels packed so far
+  bool prunes_ = false;
 };
 
 }  // namespace

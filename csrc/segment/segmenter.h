@@ -12,8 +12,11 @@
 // it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 namespace cwt {
@@ -46,19 +49,45 @@ struct Segmentation {
   std::vector<double> chunk_costs;  // (k,) without the penalty
 };
 
+// Memory on a cache line that only grows; what was in it is lost then.
+template <typename T>
+class Buffer {
+ public:
+  T* at_least(int64_t size) {
+    if (size > size_) {
+      data_.reset();
+      data_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{kLine})));
+      size_ = size;
+    }
+    return data_.get();
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kLine}); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
 // Scratch memory that grows to the largest problem seen. One per thread.
 struct Workspace {
-  std::vector<double> prefix_weight;  // (n+1,)
-  std::vector<int64_t> lo, hi;        // (n+1,) a chunk that ends at t may start in [lo[t], hi[t])
-  std::vector<double> scale;          // (n,) 1 / ||x_i||, 0 for a zero row
-  std::vector<double>
-      panels;  // (slots, d, panel) unit rows, interleaved: a ring over the rows in reach
-  std::vector<double> block;   // (kBlock, columns in reach) Gram rows, then cost rows in place
-  std::vector<double> window;  // (n,) W(s, t) for the current t
-  std::vector<double> trace;   // (n+1,) prefix sums of the diagonal of G
-  std::vector<double> best;    // (n+1, stride) least cost of units 0..t in k chunks
-  std::vector<int32_t> from;   // (n+1, stride) where the last of those chunks starts
-  std::vector<double> sum;     // (d,)
+  Buffer<double> prefix_weight;  // (n+1,)
+  Buffer<int64_t> lo, hi;        // (n+1,) a chunk that ends at t may start in [lo[t], hi[t])
+  Buffer<int64_t> alive;         // (n+1,) first start that is not pruned once t is a start
+  Buffer<double> scale;          // (n,) 1 / ||x_i||, 0 for a zero row
+  Buffer<double> panels;         // (slots, d, panel) rows of x, interleaved: a ring
+  Buffer<double> block;          // (kBlock, columns in reach) Gram rows, then cost rows in place
+  Buffer<double> window;         // (n,) W(s, t) for the current t
+  Buffer<double> trace;          // (n+1,) prefix sums of the diagonal of G
+  Buffer<double> best;           // (n+1, stride) least cost of units 0..t in k chunks
+  Buffer<int32_t> from;          // (n+1, stride) where the last of those chunks starts
+  Buffer<double> sum;            // (d,)
+
+  // Bytes of the problem to be solved next, fetched into cache while the present one is computed.
+  const char* ahead = nullptr;
+  const char* ahead_end = nullptr;
 };
 
 // Returns the optimum, or with problem.path one for every feasible number of chunks 1..k, in that

@@ -3,7 +3,7 @@
 namespace cwt {
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = make_kernels<4, 3, 5>("avx2");
+  static constexpr Kernels kernels = make_kernels<4, 3, 10>("avx2");
   return kernels;
 }
 

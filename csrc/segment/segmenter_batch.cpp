@@ -37,6 +37,15 @@ class FirstFailure {
   std::exception_ptr error_;
 };
 
+void announce(const Problem& next, Workspace& workspace) {
+  const int64_t size = next.rows * next.cols;
+  workspace.ahead = reinterpret_cast<const char*>(next.x32);
+  workspace.ahead_end = reinterpret_cast<const char*>(next.x32 + size);
+  if (next.x32) return;
+  workspace.ahead = reinterpret_cast<const char*>(next.x64);
+  workspace.ahead_end = reinterpret_cast<const char*>(next.x64 + size);
+}
+
 }  // namespace
 
 std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, int64_t threads) {
@@ -49,6 +58,7 @@ std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, in
     Workspace workspace;
     for (int64_t begin; (begin = next.fetch_add(kTake)) < count;)
       for (int64_t i = begin; i < std::min(count, begin + kTake) && !failure.before(i); ++i) try {
+          if (i + 1 < count) announce(problems[i + 1], workspace);
           results[i] = std::move(segment(problems[i], workspace).back());
         } catch (const std::invalid_argument& error) {
           const std::string message = "item " + std::to_string(i) + ": " + error.what();

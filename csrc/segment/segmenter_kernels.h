@@ -9,18 +9,14 @@ struct Kernels {
   const char* name;
   int64_t panel;  // units interleaved in one packed panel
 
-  // Returns the sum of squares of a row (d,).
-  double (*squares32)(const float* x, int64_t d);
-  double (*squares64)(const double* x, int64_t d);
-
   // sum[j] += scale * x[j] over a row (d,).
   void (*add32)(const float* x, double scale, int64_t d, double* sum);
   void (*add64)(const double* x, double scale, int64_t d, double* sum);
 
-  // Interleaves `rows` <= panel rows, each times its scale, into out (d, panel); missing rows are
-  // 0.
-  void (*pack32)(const float* x, int64_t rows, int64_t d, const double* scale, double* out);
-  void (*pack64)(const double* x, int64_t rows, int64_t d, const double* scale, double* out);
+  // Interleaves elements [0, d) of `rows` <= panel rows, stride in elements, into out (d, panel);
+  // missing rows are 0.
+  void (*pack32)(const float* x, int64_t stride, int64_t rows, int64_t d, double* out);
+  void (*pack64)(const double* x, int64_t stride, int64_t rows, int64_t d, double* out);
 
   // out[i * ld + g * panel + j] = row i of panel a . row j of panel b[g], over elements [0, d);
   // with `more` they are added to what is there. ld in elements.
@@ -28,16 +24,20 @@ struct Kernels {
                int64_t ld, bool more);
   int64_t gram_panels;  // most panels of b in one call
 
-  // Moves W(s, .) in window[s] from t-1 to t for s in [lo, t) with g[s] = G(t-1, s), then replaces
-  // g[s] by the cost of the chunk [s, t). trace: prefix sums of the diagonal, up to t.
-  void (*norm_costs)(double* g, double* window, const double* trace, int64_t lo, int64_t t);
-  void (*ls_costs)(double* g, double* window, const double* trace, int64_t lo, int64_t t);
+  // With g[s] = x_{t-1} . x_s and the scales that make the x unit vectors: moves W(s, .) in
+  // window[s] from t-1 to t for s in [lo, t), then replaces g[s] by the cost of the chunk [s, t).
+  // trace: prefix sums of the diagonal of G, up to t.
+  void (*norm_costs)(double* g, const double* scale, double* window, const double* trace,
+                     int64_t lo, int64_t t);
+  void (*ls_costs)(double* g, const double* scale, double* window, const double* trace, int64_t lo,
+                   int64_t t);
 
   // best[j] = min over s in [s0, s1) of best[j] and f[s * ld + j] + c[s] for j in [0, layers);
-  // from[j] becomes the first s that gives it. Touches up to panel - 1 elements past `layers`
-  // everywhere.
+  // from[j] becomes the first s that gives it. Of a tie with best[j] itself the older start wins:
+  // s where `older` says that [s0, s1) lies before what best has seen. Touches up to panel - 1
+  // elements past `layers` everywhere.
   void (*relax)(const double* f, int64_t ld, const double* c, int64_t s0, int64_t s1,
-                int64_t layers, double* best, int32_t* from);
+                int64_t layers, bool older, double* best, int32_t* from);
 
   // Returns the first s in [s0, s1) with the least f[s] + c[s], or -1 if none is below +inf; that
   // sum in *best.

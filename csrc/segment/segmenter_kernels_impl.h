@@ -13,6 +13,10 @@
 #include <cstdint>
 #include <utility>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "segment/segmenter_kernels.h"
 
 namespace cwt {
@@ -27,30 +31,51 @@ struct VectorTypes<2> {
   typedef double LooseVec __attribute__((vector_size(16), aligned(8), may_alias));
   typedef float LooseFloats __attribute__((vector_size(8), aligned(4), may_alias));
   typedef int32_t LooseInts __attribute__((vector_size(8), aligned(4), may_alias));
+  typedef int64_t Mask __attribute__((vector_size(16)));
+
+  static Vec widen(const float* p) {
+    return __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(p), Vec);
+  }
+  static Vec plus(Vec a, Vec b) { return a + b; }
+  static bool any(Mask m) { return (m[0] | m[1]) != 0; }
 };
+#if defined(__AVX2__)
 template <>
-struct VectorTypes<4> {
+struct VectorTypes<4> {  // gcc 12 makes six instructions of what two intrinsics do
+
   typedef double Vec __attribute__((vector_size(32)));
   typedef double LooseVec __attribute__((vector_size(32), aligned(8), may_alias));
-  typedef float LooseFloats __attribute__((vector_size(16), aligned(4), may_alias));
   typedef int32_t LooseInts __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef int64_t Mask __attribute__((vector_size(32)));
+
+  static Vec widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+  // As a multiply-add by an unseen 1: minima keep the two adders busy, the multipliers are idle.
+  static Vec plus(Vec a, Vec b) {
+    __m256d one = _mm256_set1_pd(1);
+    asm("" : "+x"(one));
+    return _mm256_fmadd_pd(a, one, b);
+  }
+  static bool any(Mask m) { return _mm256_movemask_pd(reinterpret_cast<__m256d>(m)) != 0; }
 };
+#endif
 
 template <int kWidth>
-struct Simd {
+struct Simd : VectorTypes<kWidth> {
   using Vec = typename VectorTypes<kWidth>::Vec;
   using LooseVec = typename VectorTypes<kWidth>::LooseVec;
-  using LooseFloats = typename VectorTypes<kWidth>::LooseFloats;
-  using LooseInts = typename VectorTypes<kWidth>::LooseInts;
   using Lanes = std::make_index_sequence<kWidth>;
 
   static Vec splat(double v) { return v - Vec{}; }
   static Vec load(const double* p) { return *reinterpret_cast<const LooseVec*>(p); }
-  static Vec load(const float* p) {
-    return __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(p), Vec);
-  }
+  static Vec load(const float* p) { return VectorTypes<kWidth>::widen(p); }
   static void store(double* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
+  static Vec root(Vec v) {
+    const Vec positive = v > 0 ? v : Vec{};
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r[i] = __builtin_sqrt(positive[i]);
+    return r;
+  }
   // Swaps the off-diagonal kStep x kStep squares of each 2 kStep x 2 kStep square.
   template <int kStep, size_t... kLane>
   static void swap_squares(Vec* v, std::index_sequence<kLane...>) {
@@ -80,24 +105,6 @@ struct Simd {
 };
 
 template <int kWidth, typename scalar_t>
-double squares(const scalar_t* x, int64_t d) {
-  using V = Simd<kWidth>;
-  constexpr int kLanes = 16, kVecs = kLanes / kWidth;
-  typename V::Vec acc[kVecs] = {};
-  int64_t j = 0;
-  for (; j + kLanes <= d; j += kLanes)
-    for (int i = 0; i < kVecs; ++i) {
-      const auto v = V::load(x + j + i * kWidth);
-      acc[i] += v * v;
-    }
-  double sum = 0;
-  for (int i = 0; i < kVecs; ++i)
-    for (int lane = 0; lane < kWidth; ++lane) sum += acc[i][lane];
-  for (; j < d; ++j) sum += static_cast<double>(x[j]) * x[j];
-  return sum;
-}
-
-template <int kWidth, typename scalar_t>
 void add(const scalar_t* x, double scale, int64_t d, double* sum) {
   using V = Simd<kWidth>;
   int64_t j = 0;
@@ -106,13 +113,13 @@ void add(const scalar_t* x, double scale, int64_t d, double* sum) {
 }
 
 template <int kWidth, typename scalar_t>
-void pack(const scalar_t* x, int64_t rows, int64_t d, const double* scale, double* out) {
+void pack(const scalar_t* x, int64_t stride, int64_t rows, int64_t d, double* out) {
   using V = Simd<kWidth>;
   const scalar_t* row[kWidth];
   double factor[kWidth];
   for (int i = 0; i < kWidth; ++i) {  // a missing row is 0 times the first one
-    row[i] = i < rows ? x + i * d : x;
-    factor[i] = i < rows ? scale[i] : 0;
+    row[i] = i < rows ? x + i * stride : x;
+    factor[i] = i < rows ? 1 : 0;
   }
   int64_t j = 0;
   for (; j + kWidth <= d; j += kWidth) {
@@ -125,26 +132,36 @@ void pack(const scalar_t* x, int64_t rows, int64_t d, const double* scale, doubl
     for (int i = 0; i < kWidth; ++i) out[j * kWidth + i] = row[i][j] * factor[i];
 }
 
+// A single panel is summed in two halves: its kWidth chains of multiply-adds would not fill the
+// units.
 template <int kWidth, int kPanels>
 void gram_tile(const double* a, const double* const* b, int64_t d, double* out, int64_t ld,
                bool more) {
   using V = Simd<kWidth>;
-  typename V::Vec acc[kWidth][kPanels] = {};
+  constexpr int kParts = kPanels == 1 ? 2 : 1;
+  const int64_t part = d / kParts * kWidth;  // elements of a panel
+  typename V::Vec acc[kParts][kWidth][kPanels] = {};
   if (more)
     for (int i = 0; i < kWidth; ++i)
-      for (int g = 0; g < kPanels; ++g) acc[i][g] = V::load(out + i * ld + g * kWidth);
+      for (int g = 0; g < kPanels; ++g) acc[0][i][g] = V::load(out + i * ld + g * kWidth);
   const double* cols[kPanels];
   for (int g = 0; g < kPanels; ++g) cols[g] = b[g];
-  for (int64_t j = 0; j < d * kWidth; j += kWidth) {
+  const auto step = [&](int p, int64_t j) {
     typename V::Vec v[kPanels];
     for (int g = 0; g < kPanels; ++g) v[g] = V::load(cols[g] + j);
     for (int i = 0; i < kWidth; ++i) {
       const auto u = V::splat(a[j + i]);
-      for (int g = 0; g < kPanels; ++g) acc[i][g] += u * v[g];
+      for (int g = 0; g < kPanels; ++g) acc[p][i][g] += u * v[g];
     }
-  }
+  };
+  for (int64_t j = 0; j < part; j += kWidth)
+    for (int p = 0; p < kParts; ++p) step(p, p * part + j);
+  for (int64_t j = kParts * part; j < d * kWidth; j += kWidth) step(0, j);
   for (int i = 0; i < kWidth; ++i)
-    for (int g = 0; g < kPanels; ++g) V::store(out + i * ld + g * kWidth, acc[i][g]);
+    for (int g = 0; g < kPanels; ++g) {
+      for (int p = 1; p < kParts; ++p) acc[0][i][g] += acc[p][i][g];
+      V::store(out + i * ld + g * kWidth, acc[0][i][g]);
+    }
 }
 
 template <int kWidth, int kTile>
@@ -156,27 +173,28 @@ void gram(const double* a, const double* const* b, int64_t panels, int64_t d, do
 }
 
 template <int kWidth, bool kNorm>
-void costs(double* g, double* window, const double* trace, int64_t lo, int64_t t) {
+void costs(double* g, const double* scale, double* window, const double* trace, int64_t lo,
+           int64_t t) {
   using V = Simd<kWidth>;
-  const double diagonal = g[t - 1];
-  double below = 0;  // G(t-1, s) + ... + G(t-1, t-1)
+  const double own = scale[t - 1], diagonal = g[t - 1] * own * own;
   int64_t s = t;
-  for (; s - kWidth >= lo; s -= kWidth) {
-    const int64_t p = s - kWidth;
-    const auto sums = V::suffix_sums(V::load(g + p)) + below;
-    below = sums[0];
-    const auto w = V::load(window + p) + (2 * sums - diagonal);
-    V::store(window + p, w);
-    typename V::Vec c;
-    for (int i = 0; i < kWidth; ++i)
-      if constexpr (kNorm)
-        c[i] = -__builtin_sqrt(w[i] > 0 ? w[i] : 0);
-      else
-        c[i] = trace[t] - trace[p + i] - w[i] / static_cast<double>(t - p - i);
-    V::store(g + p, c);
+  typename V::Vec after{};  // G(t-1, s) + ... + G(t-1, t-1), in every lane
+  auto length = V::splat(static_cast<double>(kWidth));  // of the chunks [s, t) in each lane
+  for (int i = 0; i < kWidth; ++i) length[i] -= i;
+  for (; s - kWidth >= lo; length += kWidth) {
+    s -= kWidth;
+    const auto sums = V::suffix_sums(V::load(g + s) * (V::load(scale + s) * own));
+    const auto w = V::load(window + s) + (2 * (sums + after) - diagonal);
+    after += V::splat(sums[0]);
+    V::store(window + s, w);
+    if constexpr (kNorm)
+      V::store(g + s, -V::root(w));
+    else
+      V::store(g + s, trace[t] - V::load(trace + s) - w / length);
   }
+  double below = after[0];
   for (--s; s >= lo; --s) {
-    below += g[s];
+    below += g[s] * (scale[s] * own);
     window[s] += 2 * below - diagonal;
     if constexpr (kNorm)
       g[s] = -__builtin_sqrt(window[s] > 0 ? window[s] : 0);
@@ -186,41 +204,46 @@ void costs(double* g, double* window, const double* trace, int64_t lo, int64_t t
 }
 
 template <int kWidth, int kVecs>
-void relax_vecs(const double* f, int64_t ld, const double* c, int64_t s0, int64_t s1, double* best,
-                int32_t* from) {
+void relax_vecs(const double* f, int64_t ld, const double* c, int64_t s0, int64_t s1, bool older,
+                double* best, int32_t* from) {
   using V = Simd<kWidth>;
-  typename V::Vec least[kVecs], arg[kVecs];
-  for (int i = 0; i < kVecs; ++i) {
-    least[i] = V::load(best + i * kWidth);
-    arg[i] = __builtin_convertvector(
-        *reinterpret_cast<const typename V::LooseInts*>(from + i * kWidth), typename V::Vec);
-  }
-  auto here = V::splat(static_cast<double>(s0));
-  for (int64_t s = s0; s < s1; ++s, here += 1.0)
+  typename V::Vec least[kVecs];
+  for (int i = 0; i < kVecs; ++i) least[i] = V::splat(__builtin_inf());
+  for (int64_t s = s0; s < s1; ++s)
     for (int i = 0; i < kVecs; ++i) {
-      const auto v = V::load(f + s * ld + i * kWidth) + c[s];
-      const auto better = v < least[i];
-      least[i] = better ? v : least[i];
-      arg[i] = better ? here : arg[i];
+      const auto v = V::plus(V::load(f + s * ld + i * kWidth), V::splat(c[s]));
+      least[i] = v < least[i] ? v : least[i];
     }
   for (int i = 0; i < kVecs; ++i) {
-    V::store(best + i * kWidth, least[i]);
-    *reinterpret_cast<typename V::LooseInts*>(from + i * kWidth) =
-        __builtin_convertvector(arg[i], typename V::LooseInts);
+    const auto known = V::load(best + i * kWidth);
+    const auto better =
+        older ? (least[i] <= known) & (least[i] < __builtin_inf()) : least[i] < known;
+    if (!V::any(better)) continue;
+    V::store(best + i * kWidth, better ? least[i] : known);
+    const auto sought = better ? least[i] : V::splat(__builtin_nan(""));
+    auto* ints = reinterpret_cast<typename V::LooseInts*>(from + i * kWidth);
+    auto arg = __builtin_convertvector(*ints, typename V::Vec);
+    auto here = V::splat(static_cast<double>(s1));
+    for (int64_t s = s1 - 1; s >= s0; --s) {
+      here -= 1.0;
+      arg = V::load(f + s * ld + i * kWidth) + c[s] == sought ? here : arg;
+    }
+    *ints = __builtin_convertvector(arg, typename V::LooseInts);
   }
 }
 
 template <int kWidth, int kVecs>
 void relax(const double* f, int64_t ld, const double* c, int64_t s0, int64_t s1, int64_t layers,
-           double* best, int32_t* from) {
+           bool older, double* best, int32_t* from) {
   constexpr int64_t kStep = kWidth * kVecs;
   int64_t j = 0;
   for (; j + kStep <= layers; j += kStep)
-    relax_vecs<kWidth, kVecs>(f + j, ld, c, s0, s1, best + j, from + j);
+    relax_vecs<kWidth, kVecs>(f + j, ld, c, s0, s1, older, best + j, from + j);
   if constexpr (kVecs > 1)
-    if (j < layers) relax<kWidth, kVecs - 1>(f + j, ld, c, s0, s1, layers - j, best + j, from + j);
+    if (j < layers)
+      relax<kWidth, kVecs - 1>(f + j, ld, c, s0, s1, layers - j, older, best + j, from + j);
   if constexpr (kVecs == 1)
-    if (j < layers) relax_vecs<kWidth, 1>(f + j, ld, c, s0, s1, best + j, from + j);
+    if (j < layers) relax_vecs<kWidth, 1>(f + j, ld, c, s0, s1, older, best + j, from + j);
 }
 
 template <int kWidth>
@@ -255,8 +278,6 @@ template <int kWidth, int kTile, int kVecs>
 constexpr Kernels make_kernels(const char* name) {
   return {name,
           kWidth,
-          squares<kWidth, float>,
-          squares<kWidth, double>,
           add<kWidth, float>,
           add<kWidth, double>,
           pack<kWidth, float>,

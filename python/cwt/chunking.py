@@ -1,5 +1,6 @@
 """Groups the units of a rationale into chunks: AC, DP, SBC and its exact form."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -104,7 +105,7 @@ def unit_embeddings(
     ids = torch.tensor([item.prompt + sum(item.units, ())], device=model.device)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[layer][0]
     ends = np.cumsum([len(item.prompt), *map(len, item.units)])
-    spans = zip(ends, ends[1:], strict=False)
+    spans = itertools.pairwise(ends)
     return np.stack([hidden[a:b].float().mean(0).cpu().numpy() for a, b in spans])
 
 
@@ -163,4 +164,4 @@ def segment_items(
 
 
 def _total(costs: np.ndarray, cuts: Sequence[int]) -> float:
-    return float(sum(costs[a, b] for a, b in zip(cuts, cuts[1:], strict=False)))
+    return float(sum(costs[a, b] for a, b in itertools.pairwise(cuts)))

@@ -54,7 +54,10 @@ def _parse(command: str, argv: list[str], begins: bool, extra: dict[str, Any]) -
     from transformers import HfArgumentParser
 
     from .config import RunConfig, preset_values, yaml_values
+    from .students import check_student, quiet_libraries
     from .workspace import open_workspace, saved_config
+
+    quiet_libraries()
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -82,6 +85,8 @@ def _parse(command: str, argv: list[str], begins: bool, extra: dict[str, Any]) -
         values |= yaml_values(first.config)
     found.set_defaults(**values)
     config, rest = found.parse_args_into_dataclasses(argv)
+    if begins:
+        check_student(config.student)
     return open_workspace(config, out), rest
 
 
@@ -96,10 +101,11 @@ class _Bars:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description:22}"), BarColumn(30), TextColumn("{task.percentage:3.0f}%"))  # fmt: skip
         self.live = Console(stderr=True).is_terminal
         self.bars = Progress(
-            *columns, TimeElapsedColumn(), TextColumn("{task.fields[text]}"),
+            TextColumn("{task.description:22}"), BarColumn(30),
+            TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
             console=Console(stderr=True), disable=not self.live,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
@@ -131,8 +137,9 @@ def run(argv: list[str]) -> None:
     names = selected_methods(ws)
     facts = make_data(ws)
     dropped = ", ".join(f"{n} {why}" for why, n in facts["dropped"].items())
+    read = f"{facts['rationales_read']} rationales read, " if ws.config.data else ""
     _print(
-        f"{ws.out}: {facts['train']} training examples, {facts['validation']} validation and "
+        f"{ws.out}: {read}{facts['train']} training examples, {facts['validation']} validation and "
         f"{facts['test']} test questions" + (f"; left out: {dropped}" if dropped else "")
     )
     with _Bars() as bars:

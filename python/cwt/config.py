@@ -46,6 +46,7 @@ class RunConfig:
     budget: int = option(300_000, "loss-bearing tokens of each method (STT: of all its rounds)")
     batch_size: int = option(16, "samples of a step of answer-only, FTT and CWT")
     small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")
+    stt_batch_size: int = option(4, "samples of a step of STT and of the controls beside it")
     micro_batch_size: int = option(0, "samples of one forward pass, 0 for all of a step")
     learning_rate: float = option(2e-3, "peak learning rate of AdamW")
     weight_decay: float = option(0.1, "of AdamW")
@@ -65,8 +66,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least = {
             "train_size": 1, "validation_size": 1, "test_size": 1, "chunks": 1, "budget": 1,
-            "batch_size": 1, "small_batch_size": 1, "rounds": 1, "max_new_tokens": 1,
-            "eval_batch_size": 1, "steps": 0, "micro_batch_size": 0, "max_length": 0,
+            "batch_size": 1, "small_batch_size": 1, "stt_batch_size": 1, "rounds": 1,
+            "max_new_tokens": 1, "eval_batch_size": 1,
+            "steps": 0, "micro_batch_size": 0, "max_length": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:

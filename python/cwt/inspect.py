@@ -1,4 +1,4 @@
-"""One example in the terminal: its chunks, what each costs the student, what was skipped and why."""
+"""One example in the terminal: its chunks, what each costs the student, what was skipped."""
 
 import numpy as np
 from rich.console import Console

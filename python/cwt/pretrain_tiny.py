@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,50 @@ def letter_facts() -> list[tuple[str, str]]:
     return [(f" The last letter of {word} is", f" {word[-1]}") for word in WORDS]
 
 
-def first_step(problem: Problem) -> str:
-    """Returns the rationale up to and with its first core step: one step, nothing chained."""
+def any_step(rng: random.Random, problem: Problem) -> tuple[str, str]:
+    """Returns (question, one step): a step of some event from some state, nothing chained.
+
+    The events of the question are shuffled, so that the step is not always that of the first; and
+    half of the time the state it starts from is not the question's but one that is stated, as in
+    the middle of a solution.
+    """
     end = problem.kinds.index(CORE) + 1
-    return " ".join(problem.sentences[:end])
+    sentences = list(problem.sentences[:end])
+    question = re.findall(r"[^.?]+[.?]", problem.question)
+    if problem.task == "letters":
+        words = problem.question.split("words ")[1].rstrip(".").split(", ")
+        rng.shuffle(words)
+        return f"Take the last letters of the words {', '.join(words)}.", " ".join(sentences)
+    events = [
+        i for i, part in enumerate(question) if re.search(r" (gives|takes|swap|flips?)\b", part)
+    ]
+    for i, part in zip(events, rng.sample([question[i] for i in events], len(events)), strict=True):
+        question[i] = part
+    if rng.random() < 0.5:
+        changed, stated = _other_state(rng, problem)
+        question[: events[0]] = changed
+        sentences[1] = stated
+    return "".join(question), " ".join(sentences)
+
+
+def _other_state(rng: random.Random, problem: Problem) -> tuple[list[str], str]:
+    """Returns (opening of the question with another state, the true state of the step)."""
+    if problem.task == "arithmetic":
+        found = re.match(r"(\w+) has (\d+) (\w+)\.", problem.question)
+        assert found is not None
+        hero, value, item = found.groups()
+        opening = f"{hero} has {rng.randint(1, MAX_VALUE)} {item}."
+        return [opening], f"So {hero} has {value} {item} after this."
+    if problem.task == "objects":
+        holds = re.findall(r"(\w+) has the (\w+) ball", problem.question)
+        names, colours = [list(t) for t in zip(*holds, strict=True)]
+        state = ", ".join(f"{name} {colour}" for name, colour in holds)
+        rng.shuffle(colours)
+        pairs = zip(names, colours, strict=True)
+        text = " ".join(f"{name} has the {colour} ball." for name, colour in pairs)
+        return re.findall(r"[^.]+\.", text), f"After some swaps we have {state}."
+    side = "heads" if "is heads up." in problem.question else "tails"
+    return [f"A coin is {rng.choice(('heads', 'tails'))} up."], f"The coin is now {side} up."
 
 
 def fact_text(rng: random.Random) -> tuple[str, str]:
@@ -56,14 +97,15 @@ def fact_text(rng: random.Random) -> tuple[str, str]:
 
 
 def step_text(rng: random.Random) -> tuple[str, str]:
-    """Returns a solved one-step problem, or the first step of a longer one."""
-    generate = TASKS[rng.choice(("arithmetic", "arithmetic", "objects", "letters", "coin"))]
+    """Returns a solved one-step problem, or one step of a longer one."""
+    generate = TASKS[
+        rng.choice(("arithmetic", "arithmetic", "objects", "objects", "letters", "coin"))
+    ]
     filler = rng.random()
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         problem = generate(rng, steps=1, filler=filler)
         return problem.question, " ".join(problem.sentences)
-    problem = generate(rng, steps=rng.randint(2, 5), filler=filler)
-    return problem.question, first_step(problem)
+    return any_step(rng, generate(rng, steps=rng.randint(2, 5), filler=filler))
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -74,6 +116,7 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
         for _ in range(2000):
             problem = generate(rng, filler=1.0)
             texts += [problem.question, " " + " ".join(problem.sentences)]
+    texts += [text for _ in range(2000) for text in step_text(rng)]
     texts += ["".join(q + a + "." for q, a in number_facts() + letter_facts())] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -217,7 +260,7 @@ def pretrain(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the base to")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .encode import Encoded, Sample, sample
+from .errors import UserError
 from .recipe import Recipe
 
 
@@ -57,7 +58,7 @@ class Sampler:
                 continue
             misses += 1
             if misses > 10 * (len(self.items) + self.recipe.batch_size):
-                raise ValueError(
+                raise UserError(
                     f"no sample has its target within max_length {self.recipe.max_length} tokens."
                 )
         return drawn

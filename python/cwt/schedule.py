@@ -6,11 +6,14 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
+from .errors import UserError
 from .stages import METHODS, run_method, selected_methods
+from .students import quiet_libraries
 from .workspace import Workspace
 
 Report = Callable[[str, float, str], None]  # method, share done, what it is doing
@@ -58,7 +61,13 @@ def _run_parallel(
                 _drain(updates, report)
                 for future in finished:
                     name = running.pop(future)
-                    future.result()
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        raise UserError(
+                            f"the process of {name} was killed (out of memory?); the same command "
+                            "goes on from its last checkpoint, --jobs 1 trains one at a time."
+                        ) from None
                     done.add(name)
                     report(name, 1.0, "done")
         except BaseException:
@@ -78,6 +87,7 @@ def _start_worker(updates: Any, threads: int) -> None:
     global _updates
     _updates = updates
     torch.set_num_threads(threads)
+    quiet_libraries()
 
 
 def _work(ws: Workspace, name: str) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from . import data as data_module
 from .chunking import segment_items
+from .config import save_config
 from .data import Example, read_examples, write_examples
 from .encode import Encoded, Encoder
 from .errors import UserError
@@ -42,30 +43,34 @@ def make_data(ws: Workspace) -> dict[str, Any]:
     c = ws.config
     record_path = ws.out / "data" / "data.json"
     if record_path.exists():
+        save_config(ws.out / "config.yaml", c)
         return dict(read_json(record_path))
     dropped: dict[str, int] = {}
+    read = 0
     if not c.data:
         sizes = (c.train_size, c.validation_size, c.test_size)
         train_part, validation, test = data_module.generate(c.task, sizes, c.seed, c.steps)
     else:
         imported = read_examples(Path(c.data), c.unit)
         dropped.update(imported.dropped)
+        read = len(imported.examples)
         usable = [e for e in imported.examples if len(e.units) >= 2]
         if short := len(imported.examples) - len(usable):
             dropped["rationale of one unit"] = short
         test = []
         if c.eval_data:
-            read = read_examples(Path(c.eval_data), c.unit, rationales=False)
-            test = read.examples[: c.test_size]
+            asked_of = read_examples(Path(c.eval_data), c.unit, rationales=False)
+            test = asked_of.examples[: c.test_size]
             asked = {e.question for e in test}
             usable, known = [e for e in usable if e.question not in asked], len(usable)
             if known > len(usable):
                 dropped["question of the test"] = known - len(usable)
         train_part, validation, test = _split(usable, test, ws)
+    save_config(ws.out / "config.yaml", c)  # from here on the folder is this run's
     for part, examples in (("train", train_part), ("validation", validation), ("test", test)):
         write_examples(ws.data(part), examples)
     record = {
-        "read": len(train_part) + len(validation) + (0 if c.eval_data else len(test)),
+        "rationales_read": read,
         "dropped": dropped,
         "train": len(train_part),
         "validation": len(validation),
@@ -167,10 +172,18 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
 
 
 def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
-    """Returns the recipe of training on from CWT, for some rounds' worth of budget."""
-    recipe = base_recipe(ws, "FTT")
-    budget = max(1, round(ws.config.budget * ws.config.stt_share * rounds))
-    return replace(recipe, budget=budget, learning_rate=recipe.learning_rate / 2)
+    """Returns the recipe of training on from CWT, for some rounds' worth of budget.
+
+    Its rate is half: the student has converged once. Its batch is smaller: a row bears the loss
+    of a whole rationale where a row of CWT bears that of one chunk.
+    """
+    c = ws.config
+    return replace(
+        base_recipe(ws, "FTT"),
+        budget=max(1, round(c.budget * c.stt_share * rounds)),
+        batch_size=c.stt_batch_size,
+        learning_rate=c.learning_rate / 2,
+    )
 
 
 def train_base(ws: Workspace, method: str, progress: Progress = quiet) -> None:
@@ -348,7 +361,7 @@ def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
         progress(0.9 * share, text)
 
     def evaluation(share: float, text: str) -> None:
-        progress(0.9 + 0.1 * share, text)
+        progress(0.9 + 0.09 * share, text)
 
     student = METHODS[name][1](ws, training)
     evaluate_student(ws, student, "test", evaluation)

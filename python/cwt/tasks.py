@@ -124,12 +124,10 @@ def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int
     names, colours = rng.sample(NAMES, people), rng.sample(COLOURS, people)
     holds = dict(zip(names, colours, strict=True))
 
-    def state() -> str:
-        return ", ".join(f"{name} {holds[name]}" for name in names)
-
     question = [f"{name} has the {holds[name]} ball." for name in names]
     out.intro()
-    out.add(RESTATE, f"At the start we have {state()}.", f"We begin with {state()}.")
+    start = ", ".join(f"{name} {holds[name]}" for name in names)
+    out.add(RESTATE, f"At the start we have {start}.", f"We begin with {start}.")
     for _ in range(steps):
         a, b = rng.sample(names, 2)
         event = f"{a} and {b} swap"
@@ -137,7 +135,9 @@ def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int
         out.transition()
         out.restate(event)
         holds[a], holds[b] = holds[b], holds[a]
-        out.add(CORE, f"With {a} and {b}, we get {state()}.")
+        out.add(CORE, f"With {a} and {b}, {a} now has {holds[a]} and {b} now has {holds[b]}.")
+        c = rng.choice(names)
+        out.maybe(RESTATE, f"So {c} has the {holds[c]} ball after this.", share=0.5)
     asked = rng.choice(names)
     question.append(f"Which ball does {asked} have?")
     return out.problem("objects", " ".join(question), holds[asked])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import cwt_ext
 
 from .encode import Encoded, Encoder, Sample, collate
+from .errors import UserError
 from .files import replacing, write_json
 from .recipe import Recipe
 from .sampler import Sampler
@@ -61,7 +62,7 @@ def train(
     """
     accelerator = Accelerator(cpu=cpu)
     if recipe.batch_size < accelerator.num_processes:
-        raise ValueError(
+        raise UserError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes "
             "without a sample."
         )
@@ -198,7 +199,7 @@ class _Run:
         # Our own file: it holds the state of Python's random generator beside tensors.
         state = torch.load(path, map_location="cpu", weights_only=False)
         if state["recipe"] != asdict(recipe):
-            raise ValueError(
+            raise UserError(
                 f"{path} belongs to another recipe: {state['recipe']}, wanted {asdict(recipe)}."
             )
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])

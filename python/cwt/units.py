@@ -1,5 +1,6 @@
 """Cuts a rationale into units, the pieces that are never cut again. Joining them gives it back."""
 
+import itertools
 import re
 import warnings
 from typing import Literal
@@ -37,7 +38,7 @@ def split_units(rationale: str, kind: UnitKind = "sentence") -> tuple[str, ...]:
     # A cut before white space: the separator goes with the unit that it introduces.
     cuts = [len(rationale[:c].rstrip()) if 0 < c < len(rationale) else c for c in cuts]
     cuts = sorted(set(cuts))
-    return tuple(rationale[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(rationale[a:b] for a, b in itertools.pairwise(cuts))
 
 
 def answer_start(rationale: str) -> int:
@@ -54,7 +55,9 @@ def _sentence_starts(text: str) -> list[int]:
     starts, position = [], 0
     for segment in segments:
         found = text.find(segment.strip(), position)
-        if found < 0:  # pysbd changed the text of this segment: it stays with the one before
+        # A segment whose text pysbd changed stays with the one before, and so does a bare number:
+        # in "2. Divide by 2." pysbd takes the last "2." for an item of a list.
+        if found < 0 or re.fullmatch(r"\d+[.)]?", segment.strip()):
             continue
         starts.append(found)
         position = found + len(segment.strip())

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from .config import RunConfig, load_config, save_config
+from .config import RunConfig, load_config
 from .data import Example, load_examples
 from .errors import UserError
 from .files import read_json, read_lines
@@ -85,7 +85,7 @@ def saved_config(out: Path) -> RunConfig | None:
 
 
 def open_workspace(config: RunConfig, out: Path) -> Workspace:
-    """Returns the run of this configuration in a folder, begun or to be continued.
+    """Returns the run of this configuration in a folder, begun or to be continued; writes nothing.
 
     Raises:
         UserError: the folder holds a run with another configuration.
@@ -99,6 +99,4 @@ def open_workspace(config: RunConfig, out: Path) -> Workspace:
                     f"--out {out}: is the folder of another run: {field.name} is {there!r} there "
                     f"and {here!r} here. Choose another --out, or give the same options."
                 )
-    if saved != config:
-        save_config(out / "config.yaml", config)
     return Workspace(config, out)

@@ -1,0 +1,52 @@
+# make demo   train and compare the methods on the embedded default, print the table
+# make test   the test suite
+# The torch that is installed is the one pinned in pyproject.toml. On Linux PyPI's torch brings CUDA
+# along; to take a CPU build instead, point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at one.
+PYTHON ?= python3
+BIN := .venv/bin
+BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+DEMO ?= --preset default
+
+.PHONY: demo test lint sanitize bench wheel tiny clean
+
+demo: .venv/app
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/cwt run $(DEMO)
+
+test: .venv/test
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+bench: .venv/test
+	$(BIN)/pip install -q ruptures
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+wheel:  # what `pip install .` builds, in an environment of its own
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/pip wheel -q --no-deps -w build/wheel .
+
+tiny: .venv/app  # makes the embedded student again
+	$(BIN)/python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
+
+clean:
+	rm -rf .venv build *.egg-info cwt_ext/*.so runs
+
+.venv/build: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q $(BUILD)
+	touch $@
+
+.venv/app: .venv/build setup.py
+	$(BIN)/pip install -q --no-build-isolation -e '.[app]'
+	touch $@
+
+.venv/test: .venv/app
+	$(BIN)/pip install -q --no-build-isolation -e '.[app,test]'
+	touch $@

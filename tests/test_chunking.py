@@ -1,0 +1,116 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from app_fixtures import encode, examples, tiny
+from cwt.chunking import (
+    average_chunks,
+    chunk_costs,
+    search_chunks,
+    segment_items,
+    unit_embeddings,
+    unit_nll,
+)
+from torch.nn import functional as F
+
+import cwt_ext
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 3), (12, 5), (3, 8), (40, 7), (0, 4)])
+def test_average_chunks_are_even(n, m):
+    cuts = average_chunks(n, m)
+    sizes = np.diff(cuts)
+    assert (cuts[0], cuts[-1]) == (0, n)
+    assert len(sizes) == min(n, m)
+    assert n == 0 or sizes.max() - sizes.min() <= 1
+
+
+def all_cuts(n, m):
+    return [(0, *inner, n) for inner in combinations(range(1, n), m - 1)]
+
+
+def test_search_ends_where_no_single_move_helps_and_exact_is_never_above_it():
+    rng = np.random.default_rng(0)
+    short = 0
+    for _ in range(60):
+        n = int(rng.integers(4, 11))
+        m = int(rng.integers(2, n))
+        costs = np.triu(rng.random((n + 1, n + 1)), 1)
+        total = lambda cuts: sum(costs[a, b] for a, b in zip(cuts, cuts[1:]))  # noqa: B023, B905, E731
+        found = search_chunks(costs, average_chunks(n, m))
+        for i in range(1, m):
+            for to in (found[i] - 1, found[i] + 1):
+                if found[i - 1] < to < found[i + 1]:
+                    assert total([*found[:i], to, *found[i + 1 :]]) >= total(found) - 1e-12
+        best = min(map(total, all_cuts(n, m)))
+        exact = cwt_ext.segment(costs, k=m, kind="cost")
+        assert exact.cost == pytest.approx(best, rel=1e-12)
+        assert total(list(exact.boundaries)) == pytest.approx(best, rel=1e-12)
+        assert total(found) >= best - 1e-12
+        short += total(found) > best + 1e-9
+    assert short > 0  # the greedy search does get stuck, which is why there is an exact one
+
+
+def test_a_spent_budget_stops_the_search():
+    costs = np.triu(np.random.default_rng(1).random((9, 9)), 1)
+    assert search_chunks(costs, [0, 2, 4, 8], budget=0) == [0, 2, 4, 8]
+
+
+def test_chunk_costs_against_plain_sums_and_the_bias_of_the_mean():
+    nll, tokens = np.array([3.0, 5.0, 1.0]), np.array([2, 4, 1])
+    mean, total = chunk_costs(nll, tokens, "mean"), chunk_costs(nll, tokens, "sum")
+    assert mean[0, 2] == pytest.approx(8 / 6)
+    assert mean[1, 3] == pytest.approx(6 / 5)
+    for cuts in all_cuts(3, 2):
+        assert sum(total[a, b] for a, b in zip(cuts, cuts[1:], strict=False)) == pytest.approx(9)
+    # A costly first token (3.8 nats) and cheap others (1.2): the mean prefers any join to none.
+    nll, tokens = np.full(6, 3.8 + 9 * 1.2), np.full(6, 10)
+    assert chunk_costs(nll, tokens, "mean")[0, 6] == pytest.approx(
+        chunk_costs(nll, tokens, "mean")[0, 1]
+    )
+
+
+def test_unit_nll_against_cross_entropy_in_float64():
+    model, encoder = tiny()
+    items = encode(encoder, examples(5))
+    found = unit_nll(model, encoder, items, batch_size=3)
+    for item, sums in zip(items, found, strict=True):
+        ids = torch.tensor([item.prompt + sum(item.units, ())])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0].double()
+        nll = F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+        at = len(item.prompt) - 1
+        for unit, value in zip(item.units, sums, strict=True):
+            assert value == pytest.approx(float(nll[at : at + len(unit)].sum()), rel=1e-4)
+            at += len(unit)
+
+
+def test_embeddings_are_the_mean_hidden_state_of_each_unit():
+    model, encoder = tiny()
+    (item,) = encode(encoder, examples(1))
+    vectors = unit_embeddings(model, encoder, item)
+    ids = torch.tensor([item.prompt + sum(item.units, ())])
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids).last_hidden_state[0]
+    at = len(item.prompt)
+    for unit, vector in zip(item.units, vectors, strict=True):
+        np.testing.assert_allclose(
+            vector, hidden[at : at + len(unit)].mean(0), rtol=1e-4, atol=1e-5
+        )
+        at += len(unit)
+
+
+@pytest.mark.parametrize("method", ["ac", "dp", "sbc", "sbc-exact"])
+def test_every_method_keeps_the_answer_apart(method):
+    model, encoder = tiny()
+    items = encode(encoder, examples(6))
+    cuts, facts = segment_items(model, encoder, items, method, chunks=4)
+    for item, found, fact in zip(items, cuts, facts, strict=True):
+        n = len(item.units)
+        assert found[0] == 0
+        assert found[-2:] == [n - 1, n]
+        assert len(found) - 1 == min(4, n - 1) + 1
+        assert all(a < b for a, b in zip(found, found[1:], strict=False))
+        if method.startswith("sbc"):
+            assert fact["exact"] <= fact["greedy"] + 1e-9 <= fact["start"] + 2e-9

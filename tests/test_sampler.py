@@ -1,0 +1,101 @@
+from collections import Counter
+
+import pytest
+from app_fixtures import encode, examples, tiny
+from cwt.recipe import Recipe
+from cwt.sampler import Sampler
+
+
+@pytest.fixture(scope="module")
+def items():
+    _, encoder = tiny()
+    return encode(encoder, examples(12), chunks=4)
+
+
+def sampler(items, keeps=None, **options):
+    recipe = Recipe(**{"method": "cwt", "budget": 1, "batch_size": 4, **options})
+    return Sampler(items, keeps or [None] * len(items), recipe)
+
+
+def chunk_of(row):
+    (found,) = {c for c in row.chunks if c >= 0}
+    return found
+
+
+def test_shuffled_visits_every_pair_once_an_epoch(items):
+    draws = sampler(items)
+    pairs = sum(item.chunks for item in items)
+    seen = Counter()
+    for _ in range(pairs // 4):
+        seen.update(chunk_of(row) for row in draws.draw())
+    assert seen == dict.fromkeys(range(5), 12)
+    assert draws.epoch == 1
+
+
+def test_by_index_shares_one_chunk_a_step(items):
+    draws = sampler(items, schedule="by-index")
+    steps = [{chunk_of(row) for row in draws.draw()} for _ in range(60)]
+    assert all(len(chunks) == 1 for chunks in steps)
+    assert set.union(*steps) == set(range(5))
+
+
+def test_curriculum_takes_the_next_chunk_each_epoch(items):
+    draws = sampler(items, schedule="curriculum")
+    for epoch in range(7):
+        chunks = {chunk_of(row) for _ in range(3) for row in draws.draw()}
+        assert chunks == {epoch % 5}
+
+
+def test_dropout_spares_the_first_unit_and_the_answer_and_is_fresh(items):
+    draws = sampler(items[:1], method="ftt", sentence_dropout=0.5, batch_size=1)
+    item = items[0]
+    rows = [draws.draw()[0] for _ in range(200)]
+    first, last = list(item.units[0]), list(item.units[-1])
+    at = len(item.prompt)
+    lengths = Counter()
+    for row in rows:
+        assert row.ids[at : at + len(first)] == first
+        assert row.ids[-len(last) :] == last
+        lengths[len(row.ids)] += 1
+    assert len(lengths) > 10
+    full = sum(map(len, item.units))
+    fixed = len(first) + len(last)
+    mean = sum((n - at) * c for n, c in lengths.items()) / 200
+    assert mean == pytest.approx(fixed + 0.5 * (full - fixed), rel=0.1)
+
+
+def test_a_chunk_whose_units_are_gone_passes_to_the_next(items):
+    last = len(items[0].units) - 1
+    draws = sampler(items[:1], [frozenset({0, last})], batch_size=1)
+    chunks = Counter(chunk_of(draws.draw()[0]) for _ in range(5))
+    assert chunks == {0: 1, 4: 4}
+
+
+def test_a_restored_sampler_goes_on_as_the_first(items):
+    one = sampler(items, sentence_dropout=0.3)
+    for _ in range(7):
+        one.draw()
+    state = one.state()
+    two = sampler(items, sentence_dropout=0.3)
+    two.restore(state)
+    assert [one.draw() for _ in range(30)] == [two.draw() for _ in range(30)]
+
+
+def test_targets_that_do_not_fit_are_counted_and_all_of_them_raises(items):
+    draws = sampler(items, max_length=8, batch_size=1)
+    for _ in range(20):
+        assert len(draws.draw()[0].ids) <= 8
+    assert draws.dropped > 0
+    with pytest.raises(ValueError, match="no sample has its target within max_length 2 tokens"):
+        sampler(items, max_length=2).draw()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"budget": 0}, "budget must be at least 1, got 0"),
+     ({"sentence_dropout": 1.0}, r"sentence_dropout must be in \[0, 1\), got 1.0"),
+     ({"batch_size": 0}, "batch_size must be at least 1, got 0")],
+)  # fmt: skip
+def test_bad_recipes(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"method": "ftt", "budget": 1, **options})

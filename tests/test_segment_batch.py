@@ -1,0 +1,99 @@
+"""`cwt_ext.segment_batch`: what `segment` says, item by item, whatever the threads."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from cwt_ext import segment, segment_batch
+
+RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(1, 90, 400)
+XS = [RNG.normal(size=(n, 24)).astype([np.float32, np.float64][n % 2]) for n in LENGTHS]
+
+
+def assert_equal(batch, one_by_one):
+    assert len(batch) == len(one_by_one)
+    for got, want in zip(batch, one_by_one, strict=True):
+        assert got.boundaries.tolist() == want.boundaries.tolist()
+        assert got.chunk_costs.tolist() == want.chunk_costs.tolist()
+        assert got.cost == want.cost
+        assert got.path == ()
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 7])
+@pytest.mark.parametrize("objective", ["norm", "ls"])
+def test_same_as_one_by_one_to_the_last_bit(threads, objective):
+    ks = np.maximum(1, LENGTHS // 6)
+    batch = segment_batch(XS, k=ks, objective=objective, threads=threads)
+    one_by_one = [segment(x, k=k, objective=objective) for x, k in zip(XS, ks, strict=True)]
+    assert_equal(batch, one_by_one)
+
+
+def test_penalties_and_weights_per_item():
+    penalties = RNG.uniform(0, 2, len(XS))
+    weights = [RNG.integers(1, 50, n) for n in LENGTHS]
+    options = {"max_len": 12, "max_weight": 200.0}
+    batch = segment_batch(XS, penalty=penalties, weights=weights, **options)
+    items = zip(XS, penalties, weights, strict=True)
+    assert_equal(batch, [segment(x, penalty=p, weights=w, **options) for x, p, w in items])
+    auto = segment_batch(XS, penalty="auto", threads=2)
+    assert_equal(auto, [segment(x, penalty="auto") for x in XS])
+
+
+def test_other_kinds_and_tensors():
+    costs = [RNG.normal(size=(n + 1, n + 1)) for n in LENGTHS[:50]]
+    batch = segment_batch(costs, k=1, kind="cost")
+    assert [s.cost for s in batch] == [c[0, -1] for c in costs]
+    tensors = [torch.tensor(x) for x in XS]
+    assert_equal(segment_batch(tensors, penalty=0.5), segment_batch(XS, penalty=0.5))
+
+
+def test_nothing_in_nothing_out():
+    assert segment_batch([], k=3) == []
+    assert segment_batch([], penalty=[]) == []
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_item_at_fault_is_named(threads):
+    ks = np.ones(len(XS), dtype=int)
+    ks[[37, 250, 399]] = LENGTHS[[37, 250, 399]] + 1
+    n = LENGTHS[37]
+    with pytest.raises(ValueError, match=rf"^segment_batch: item 37: k must .* n={n}, k={n + 1},"):
+        segment_batch(XS, k=ks, threads=threads)
+
+
+def test_bad_items_and_lengths_are_named():
+    bad = [np.ones((3, 2)), np.ones(3)]
+    with pytest.raises(ValueError, match=r"segment_batch: item 1: x must be \(n, d\)"):
+        segment_batch(bad, k=1)
+    with pytest.raises(TypeError, match="segment_batch: item 1: x must be float32 or float64"):
+        segment_batch([bad[0], np.ones((3, 2), dtype=int)], k=1)
+    with pytest.raises(ValueError, match="item 0: no segmentation satisfies n=3, k=2, min_len=2"):
+        segment_batch([bad[0]], k=2, min_len=2)
+    with pytest.raises(ValueError, match=r"item 1: weights must be \(3,\), got shape \(2,\)"):
+        segment_batch([bad[0]] * 2, k=1, weights=[[1, 1, 1], [1, 1]])
+    with pytest.raises(ValueError, match="segment_batch: k must be one per item, 1, got 2"):
+        segment_batch([bad[0]], k=[1, 2])
+    with pytest.raises(ValueError, match="segment_batch: threads must be at least 1, got 0"):
+        segment_batch([bad[0]], k=1, threads=0)
+    with pytest.raises(ValueError, match="item 0: exactly one of k and penalty"):
+        segment_batch([bad[0]])
+
+
+def test_other_python_threads_run_meanwhile():
+    x = RNG.normal(size=(2500, 64))
+    done = threading.Event()
+
+    def work():
+        segment(x, k=30)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    steps = 0
+    while not done.is_set():
+        steps += 1
+    worker.join()
+    assert steps > 1000  # with the GIL held throughout it would be a handful
