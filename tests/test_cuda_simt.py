@@ -148,8 +148,9 @@ def check(case, got):
             value = torch.zeros_like(value)
         close(got["chunks"][name], value, tight, 3e-6, name)
     if "grad" in got:
-        # Float32: (z - m) log2(e) is rounded before the power of two, 1e-7 for each nat below m.
-        rtol = {HALF: 2.0**-11, BF16: 2.0**-8, F32: 4e-6, F64: 1e-12}[dtype]
+        # Float32: (z - m) log2(e) is rounded before the power of two: 1e-7 for each nat below m, of
+        # which there are 87 at most (torch rounds z - m itself, half of that).
+        rtol = {HALF: 2.0**-11, BF16: 2.0**-8, F32: 1e-5, F64: 1e-12}[dtype]
         atol = {HALF: 2.0**-25, F64: 1e-30}.get(dtype, 2.0**-125)
         if case.softcap or case.z_loss or case.label_smoothing:
             atol = max(atol, float(want.grad.abs().nan_to_num(0).max()) * tight)
