@@ -27,6 +27,9 @@ bench: .venv/test
 	$(BIN)/pip install -q ruptures
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
+	$(BIN)/python -m pytest -m slow
+
 wheel:  # what `pip install .` builds, in an environment of its own
 	$(PYTHON) -m venv build/wheel-env
 	build/wheel-env/bin/pip wheel -q --no-deps -w build/wheel .

@@ -27,7 +27,7 @@ import re, numpy as np
 from cwt_ext import segment
 def peak():  # KiB of this process alone; ru_maxrss begins with its parent's
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
-x = np.random.default_rng(0).normal(size=(20_000, 384)).astype(np.float32)
+x = np.random.default_rng(0).standard_normal((20_000, 384), np.float32)
 segment(x[:500], k=5)
 before = peak()
 segment(x, k=200, max_len=400)

@@ -126,9 +126,8 @@ def chunk_loss(
         loss = F.cross_entropy(logits.float()[counts], labels[counts])
 
     A row counts when its label is not `ignore_index`, its chunk is active and its weight is not 0.
-    Logits of rows that do not count are not read, and their gradient is exactly 0. With
-    z = logits, or softcap * tanh(logits / softcap), lse = logsumexp(z) and nll = lse - z_label, the
-    loss of a row is
+    Logits of rows that do not count are not read; their gradient is exactly 0. With z = logits or
+    softcap * tanh(logits / softcap), lse = logsumexp(z), nll = lse - z_label, a row's loss is
     (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
 
     The gradient with respect to the logits is formed in the forward pass (if the logits require
@@ -142,9 +141,8 @@ def chunk_loss(
         active: (C,), bool or float chunk weights a_c; None = all 1.
         weight: shape of the labels, float or bool token weights w_t; None = all 1. Constants: no
             gradient flows to `weight`, `active` or `normalizer`.
-        reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over active chunks
-            (weighted by a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none":
-            a w l per row.
+        reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over chunks (weighted by
+            a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none": a w l per row.
         normalizer: replaces the denominator (for "sum" and "none": divides). Give the count of the
             whole step when a step is split over micro-batches or ranks.
         ignore_index: label of rows that do not count.

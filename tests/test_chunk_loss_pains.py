@@ -192,6 +192,7 @@ def test_compile_fullgraph_with_ignored_rows_and_changing_shapes():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_compile_fullgraph_with_inductor():
     check_compiled("inductor")
 

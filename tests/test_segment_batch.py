@@ -1,5 +1,7 @@
 """`cwt_ext.segment_batch`: what `segment` says, item by item, whatever the threads."""
 
+import doctest
+import sys
 import threading
 
 import numpy as np
@@ -48,6 +50,11 @@ def test_other_kinds_and_tensors():
     assert [s.cost for s in batch] == [c[0, -1] for c in costs]
     tensors = [torch.tensor(x) for x in XS]
     assert_equal(segment_batch(tensors, penalty=0.5), segment_batch(XS, penalty=0.5))
+
+
+def test_the_examples_of_the_docstrings_run():
+    results = doctest.testmod(sys.modules["cwt_ext.segment"])
+    assert (results.attempted, results.failed) == (6, 0)
 
 
 def test_nothing_in_nothing_out():

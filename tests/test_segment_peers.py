@@ -71,7 +71,7 @@ import re, numpy as np
 from cwt_ext import segment
 def peak():  # KiB of this process alone; ru_maxrss begins with its parent's
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
-x = np.random.default_rng(0).normal(size=(50_000, 4)).astype(np.float32)
+x = np.random.default_rng(0).standard_normal((50_000, 4), np.float32)
 segment(x[:1000], k=10, max_len=500)
 before = peak()
 assert len(segment(x, k=150, max_len=500).chunk_costs) == 150

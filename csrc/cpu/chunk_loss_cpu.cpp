@@ -1,5 +1,4 @@
-// chunk_loss on the CPU: checks, allocation, which rows run on which thread, and the sums per
-// chunk.
+// chunk_loss on the CPU: the entries. Checks, allocation, choice of kernels, sums per chunk.
 #include <torch/csrc/stable/library.h>
 
 #include <cstdlib>

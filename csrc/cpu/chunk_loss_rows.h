@@ -1,13 +1,13 @@
 // The arithmetic of one row, for a vector type that the including file chooses.
 //
 // Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
-// pass 2 (write_span) (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
+// pass 2 (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
 // read, V gradients written, both once.
 //
 // N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
 // exactly enough at any distance from the maximum, e = exp(r) 2^(n - N). (x - max in float32 loses
 // 1e-6 of e once x is 16 below the maximum.) Each block of kRowBlock elements has its own N. The
-// first guess is the label's logit; a block whose maximum is more than 2^20 above its N is done
+// first guess is the label's logit; a block whose maximum is more than 2^6 above its N is done
 // again while it is still in L1. Blocks are put on one scale in float64, exactly.
 //
 // Finite because: n - N >= -127 by clamping (-Inf gives exactly 0), e <= 2^7, e^2 <= 2^14. Rows
@@ -266,11 +266,10 @@ void prepare(const RowInput& in, RowScratch& scratch) {
     if (in.softcap > 0) {
       softcap_step<V>(value, slope, float(in.softcap));
       std::memcpy(static_cast<float*>(scratch.slope) + i, slope, left * sizeof(float));
-      for (int64_t k = 0; k < left; ++k) {
-        float original[kLanes];
-        V::store(original, V::load(raw));
+      float original[kLanes];
+      V::store(original, V::load(raw));
+      for (int64_t k = 0; k < left; ++k)  // tanh would hide these
         if (original[k] != original[k] || original[k] == kInfinity) value[k] = original[k];
-      }
     }
     std::memcpy(z + i, value, left * sizeof(float));
   }

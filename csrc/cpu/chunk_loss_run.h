@@ -12,9 +12,9 @@
 namespace cwt {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr size_t kStreamBytes = size_t(8)
-                                << 20;  // gradients above this do not stay in a cache anyway
-constexpr int64_t kTileRows = 32;       // rows whose gradients are added up in one vector
+// Gradients above this size do not stay in a cache anyway, and are stored past it.
+constexpr size_t kStreamBytes = 8'388'608;
+constexpr int64_t kTileRows = 32;  // rows whose gradients are added up in one vector
 
 inline int64_t size_of(ScalarType type) {
   if (type == ScalarType::Double) return 8;

@@ -20,13 +20,11 @@
 namespace cwt {
 namespace {
 
-constexpr int64_t kBlock = 48;  // ends per block; a multiple of every panel width
-constexpr int64_t kSlab =
-    256;  // elements of a dot product before the next tile: panels stay in cache
-constexpr int64_t kShortSlab =
-    128;  // the same where there is but one block, whose rows all take part
+constexpr int64_t kBlock = 48;          // ends per block; a multiple of every panel width
+constexpr int64_t kSlab = 256;          // elements of a dot product at a time: panels stay in cache
+constexpr int64_t kShortSlab = 128;     // the same where all units fit one block
 constexpr int64_t kTileDoubles = 2048;  // of earlier layers per tile, 16 KiB
-constexpr int64_t kPruneAbove = 4 * kBlock;
+constexpr int64_t kPruneAbove = 4 * kBlock;  // units from which pruning repays its test
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 template <typename... Parts>
@@ -207,7 +205,7 @@ class Solver {
   }
 
   void fetch_ahead() const {
-    for (int i = 0; i < 8 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
+    for (int i = 0; i < 32 && ws_.ahead < ws_.ahead_end; ++i, ws_.ahead += 64)
       __builtin_prefetch(ws_.ahead);
   }
 

@@ -99,14 +99,27 @@ def unit_nll(
 
 @torch.no_grad()
 def unit_embeddings(
-    model: PreTrainedModel, encoder: Encoder, item: Encoded, layer: int = -1
-) -> np.ndarray:
-    """Returns (n, d): for each unit the mean of the student's hidden states of its tokens."""
-    ids = torch.tensor([item.prompt + sum(item.units, ())], device=model.device)
-    hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[layer][0]
-    ends = np.cumsum([len(item.prompt), *map(len, item.units)])
-    spans = itertools.pairwise(ends)
-    return np.stack([hidden[a:b].float().mean(0).cpu().numpy() for a, b in spans])
+    model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], batch_size: int
+) -> list[np.ndarray]:
+    """Returns for each item (n, d): the mean of the student's last hidden states of every unit."""
+    results: list[np.ndarray] = []
+    for at in range(0, len(items), batch_size):
+        part = items[at : at + batch_size]
+        rows = [sample(item) for item in part]
+        batch = collate([row for row in rows if row is not None], encoder.pad).to(model.device)
+        hidden = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+        ).hidden_states[-1]
+        for i, item in enumerate(part):
+            ends = np.cumsum([len(item.prompt), *map(len, item.units)])
+            ends[-1] -= 1  # nothing follows the end-of-sequence token: it is no input
+            spans = zip(ends, ends[1:], strict=False)
+            results.append(
+                np.stack([hidden[i, a:b].float().mean(0).cpu().numpy() for a, b in spans])
+            )
+    return results
 
 
 def segment_items(
@@ -139,10 +152,9 @@ def segment_items(
     model.eval()
     if method == "dp":
         cuts = []
-        for item, n in zip(items, lengths, strict=True):
-            vectors = unit_embeddings(model, encoder, item)[:n]
-            k = min(n, chunks)
-            cuts.append([0] if n == 0 else list(cwt_ext.segment(vectors, k=k).boundaries))
+        vectors = unit_embeddings(model, encoder, items, batch_size)
+        for v, n in zip(vectors, lengths, strict=True):
+            cuts.append(list(cwt_ext.segment(v[:n], k=min(n, chunks)).boundaries) if n else [0])
     elif method in ("sbc", "sbc-exact"):
         cuts = []
         nlls = unit_nll(model, encoder, items, batch_size)

@@ -134,8 +134,10 @@ def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int
         question.append(event + ".")
         out.transition()
         out.restate(event)
+        before = f"{b} {holds[b]} and {a} {holds[a]}"
         holds[a], holds[b] = holds[b], holds[a]
-        out.add(CORE, f"With {a} and {b}, {a} now has {holds[a]} and {b} now has {holds[b]}.")
+        after = f"{a} {holds[a]} and {b} {holds[b]}"
+        out.add(CORE, f"With {a} and {b}, {before} become {after}.")
         c = rng.choice(names)
         out.maybe(RESTATE, f"So {c} has the {holds[c]} ball after this.", share=0.5)
     asked = rng.choice(names)
