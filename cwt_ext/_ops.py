@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = Path(__file__).with_name("libcwt_ext.so")
+_CUDA_LIBRARY = Path(__file__).with_name("libcwt_ext_cuda.so")  # built where there was an nvcc
 
 REDUCTIONS = {"sum": 0, "token_mean": 1, "chunk_mean": 2, "none": 3}
 STATS_MODES = {False: 0, True: 1, "all": 2}
@@ -20,22 +21,24 @@ NUM_CHUNK_STATS = 7
 NUM_ERROR_COUNTS = 2
 
 
-def _load() -> None:
-    if not _LIBRARY.is_file():
+def _load(library: Path) -> None:
+    if not library.is_file():
         raise ImportError(
-            f"cwt_ext: the native library {_LIBRARY} is missing. Install with `pip install .`, or "
+            f"cwt_ext: the native library {library} is missing. Install with `pip install .`, or "
             "build in place with `python setup.py build_ext --inplace`."
         )
     try:
-        torch.ops.load_library(str(_LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
         raise ImportError(
-            f"cwt_ext: {_LIBRARY} does not load under torch {torch.__version__}: {error}. It needs "
+            f"cwt_ext: {library} does not load under torch {torch.__version__}: {error}. It needs "
             "torch >= 2.10; `python -m cwt_ext.doctor` says more."
         ) from error
 
 
-_load()
+_load(_LIBRARY)
+if torch.version.cuda is not None and _CUDA_LIBRARY.is_file():
+    _load(_CUDA_LIBRARY)
 _cwt = torch.ops.cwt
 
 

@@ -1,0 +1,385 @@
+// Blocks and threads of a launch, who runs next, and the rules of barriers and warp collectives.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace simt {
+
+using Where = std::source_location;
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Op : uint8_t { kBarrier, kWarpBarrier, kShuffle, kBallot, kMatch };
+enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kDone };
+
+// What a thread brings to a barrier or warp collective.
+struct Call {
+  Op op;
+  Where where;
+  unsigned mask = 0;
+  uint64_t value = 0;
+  int source = 0;
+};
+
+constexpr size_t kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
+
+struct Block;
+
+struct Thread {
+  Context context;
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+  Block* block = nullptr;
+  unsigned rank = 0;
+  uint3 index = {};
+  State state = State::kReady;
+  Call call = {};
+  uint64_t result = 0;
+  void* fiber = nullptr;  // ThreadSanitizer's
+};
+
+struct SharedArray {
+  Where where;
+  void* data;
+};
+
+struct Block {
+  uint3 index = {};
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<SharedArray> arrays;
+  size_t static_bytes = 0;
+  void* dynamic = nullptr;
+  unsigned alive = 0, waiting = 0;  // threads not yet exited, of them at a barrier
+  // Happens-before edges: one token for even, one for odd rounds, so that a thread that is already
+  // at the next barrier lends nothing to one that is still leaving this one.
+  unsigned round = 0, warp_round[32] = {};
+  char token[2] = {}, warp_token[32][2] = {};
+};
+
+inline bool same_place(const Where& a, const Where& b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         std::strcmp(a.file_name(), b.file_name()) == 0 &&
+         std::strcmp(a.function_name(), b.function_name()) == 0;
+}
+
+inline std::string text(const Where& w) {
+  const std::string file = w.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(w.line());
+}
+
+class Machine {
+ public:
+  uint64_t seed = 0;      // 0: one block after another, threads by index
+  unsigned resident = 3;  // blocks alive at once when the seed is not 0
+  uint64_t switches = 0;
+
+  void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body) {
+    const Quiet quiet;
+    if (block.x == 0 || block.x > 1024 || block.x % 32 || block.y != 1 || block.z != 1)
+      throw Error("simt: blocks must be (n, 1, 1) with n a multiple of 32 up to 1024");
+    if (grid.x == 0 || grid.y != 1 || grid.z != 1) throw Error("simt: grids must be (n, 1, 1)");
+    if (shared_bytes > kMaxShared) throw Error("simt: more dynamic shared memory than a block has");
+    random_.seed(seed);
+    body_ = std::move(body), shared_bytes_ = shared_bytes;
+    gridDim = grid, blockDim = block;
+    error_.clear();
+    ready_.clear();
+    std::vector<unsigned> order(grid.x);
+    for (unsigned i = 0; i < grid.x; ++i) order[i] = i;
+    if (seed) std::shuffle(order.begin(), order.end(), random_);
+    SIMT_TSAN(main_fiber_ = __tsan_get_current_fiber());
+    size_t next = 0;
+    while (error_.empty() && (next < order.size() || !blocks_.empty())) {
+      while (next < order.size() && blocks_.size() < (seed ? resident : 1)) start(order[next++]);
+      if (ready_.empty())
+        error_ = "deadlock" + describe();
+      else
+        resume(pick());
+    }
+    for (auto& b : blocks_) dispose(*b);
+    blocks_.clear();
+    SIMT_TSAN(destroy_fibers(); __tsan_acquire(&done_));
+    if (!error_.empty()) throw Error("simt: " + error_);
+  }
+
+  uint64_t collective(const Call& call) {
+    const Quiet quiet;
+    Thread& me = *current_;
+    Block& block = *me.block;
+    const unsigned warp = me.rank / 32;
+    me.call = call;
+    char* token = nullptr;
+    if (call.op == Op::kBarrier) token = &block.token[block.round % 2];
+    if (call.op == Op::kWarpBarrier) token = &block.warp_token[warp][block.warp_round[warp] % 2];
+    SIMT_TSAN(if (token) __tsan_release(token));
+    if (call.op == Op::kBarrier) {
+      me.state = State::kAtBarrier;
+      ++block.waiting;
+      finish_barrier(block);
+    } else {
+      if (!(call.mask >> (me.rank % 32) & 1)) fail("the calling lane is not in its own mask");
+      me.state = State::kAtWarp;
+      finish_warp(me);
+    }
+    if (me.state != State::kReady || seed) suspend();
+    SIMT_TSAN(if (token) __tsan_acquire(token));
+    (void)token;
+    return me.result;
+  }
+
+  // A place where another thread may run: atomics and fences.
+  void yield() {
+    const Quiet quiet;
+    if (!seed || random_() % 4) return;
+    ready_.push_back(current_);
+    suspend();
+  }
+
+  void* static_shared(const Where& where, size_t bytes) {
+    const Quiet quiet;
+    Block& block = *current_->block;
+    for (const SharedArray& a : block.arrays)
+      if (same_place(a.where, where)) return a.data;
+    block.static_bytes += bytes;
+    if (block.static_bytes > kMaxStaticShared) fail("more than 48 KiB of static shared memory");
+    if (block.static_bytes + shared_bytes_ > kMaxShared)
+      fail("more shared memory than a block has");
+    block.arrays.push_back({where, nan_filled(bytes)});
+    return block.arrays.back().data;
+  }
+  void* dynamic_shared() const {
+    const Quiet quiet;
+    return current_->block->dynamic;
+  }
+  unsigned lane() const {
+    const Quiet quiet;
+    return current_->rank % 32;
+  }
+
+ private:
+  static void* nan_filled(size_t bytes) {
+    // Exactly as long as asked for, so that AddressSanitizer sees the first byte past the end.
+    void* p = nullptr;
+    if (posix_memalign(&p, 16, bytes)) throw std::bad_alloc();
+    std::memset(p, 0xff, bytes);
+    return p;
+  }
+
+  void start(unsigned index) {
+    blocks_.push_back(std::make_unique<Block>());
+    Block& block = *blocks_.back();
+    block.index = {index, 0, 0};
+    block.alive = blockDim.x;
+    if (shared_bytes_) block.dynamic = nan_filled(shared_bytes_);
+    block.threads.resize(blockDim.x);
+    for (unsigned i = blockDim.x; i-- > 0;) {
+      if (spare_.empty()) spare_.push_back(std::make_unique<Thread>());
+      block.threads[i] = std::move(spare_.back());
+      spare_.pop_back();
+      Thread& t = *block.threads[i];
+      t.block = &block, t.rank = i, t.index = {i, 0, 0}, t.state = State::kReady;
+      // A thread that has exited leaves its frames' red zones behind.
+      SIMT_ASAN(__asan_unpoison_memory_region(t.stack.get(), kStackBytes));
+      t.context.prepare(t.stack.get(), &entry);
+      SIMT_TSAN(t.fiber = __tsan_create_fiber(0));
+      ready_.push_back(&t);
+    }
+  }
+
+  void dispose(Block& block) {
+    for (SharedArray& a : block.arrays) std::free(a.data);
+    std::free(block.dynamic);
+    for (auto& t : block.threads) {
+      SIMT_TSAN(fibers_.push_back(t->fiber));
+      // ThreadSanitizer remembers who touched a stack: it gets no second owner.
+      SIMT_TSAN(t->stack = std::make_unique_for_overwrite<char[]>(kStackBytes));
+      spare_.push_back(std::move(t));
+    }
+  }
+
+  Thread* pick() {
+    if (seed) std::swap(ready_[random_() % ready_.size()], ready_.back());
+    Thread* t = ready_.back();
+    ready_.pop_back();
+    return t;
+  }
+
+  void finish_barrier(Block& block) {
+    if (block.waiting < block.alive) return;
+    if (block.alive != block.threads.size())
+      fail("__syncthreads after some threads of the block have exited");
+    for (auto& t : block.threads)
+      if (!same_place(t->call.where, block.threads[0]->call.where))
+        fail("divergent __syncthreads: threads of a block wait at different places");
+    block.waiting = 0;
+    ++block.round;
+    for (unsigned i = block.threads.size(); i-- > 0;) release(*block.threads[i]);
+  }
+
+  void finish_warp(Thread& me) {
+    Thread* lane[32] = {};
+    const unsigned base = me.rank / 32 * 32;
+    for (unsigned l = 0; l < 32; ++l) {
+      if (!(me.call.mask >> l & 1)) continue;
+      Thread& t = *me.block->threads[base + l];
+      if (t.state == State::kDone)
+        fail("a warp collective names lane " + std::to_string(l) + ", which has exited");
+      if (t.state != State::kAtWarp) return;
+      if (t.call.mask != me.call.mask || t.call.op != me.call.op ||
+          !same_place(t.call.where, me.call.where))
+        fail("lanes of one warp are at warp collectives of different mask, operation or place");
+      lane[l] = &t;
+    }
+    for (Thread* t : lane)
+      if (t) t->result = result_of(*t, lane);
+    if (me.call.op == Op::kWarpBarrier) ++me.block->warp_round[base / 32];
+    for (Thread* t : lane)
+      if (t) release(*t);
+  }
+
+  uint64_t result_of(const Thread& t, Thread* const (&lane)[32]) {
+    uint64_t result = 0;
+    switch (t.call.op) {
+      case Op::kShuffle:
+        if (!lane[t.call.source])
+          fail("a shuffle reads lane " + std::to_string(t.call.source) + ", which its mask omits");
+        return lane[t.call.source]->call.value;
+      case Op::kBallot:
+        for (unsigned l = 0; l < 32; ++l)
+          if (lane[l] && lane[l]->call.value) result |= uint64_t(1) << l;
+        return result;
+      case Op::kMatch:
+        for (unsigned l = 0; l < 32; ++l)
+          if (lane[l] && lane[l]->call.value == t.call.value) result |= uint64_t(1) << l;
+        return result;
+      default:
+        return 0;
+    }
+  }
+
+  void release(Thread& t) {
+    t.state = State::kReady;
+    if (&t != current_ || seed) ready_.push_back(&t);
+  }
+
+  [[noreturn]] void fail(const std::string& what) {
+    error_ = what + describe();
+    if (!current_) throw Error("simt: " + error_);
+    suspend();
+    std::abort();  // nobody resumes a failed launch
+  }
+
+  std::string describe() const {
+    std::string out, previous;
+    for (const auto& block : blocks_)
+      for (const auto& t : block->threads) {
+        std::string now = t->state == State::kDone    ? "has exited"
+                          : t->state == State::kReady ? "runs"
+                          : t->state == State::kAtBarrier
+                              ? "waits at " + text(t->call.where)
+                              : "is in a collective at " + text(t->call.where);
+        if (now == previous || out.size() > 1000) continue;
+        out += "\n  block " + std::to_string(block->index.x) + " thread " +
+               std::to_string(t->rank) + ".. " + now;
+        previous = now;
+      }
+    return out;
+  }
+
+  static void entry();
+
+  void run_thread() {
+    SIMT_ASAN(__sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_));
+    body_();
+    exit_thread();
+  }
+
+  void exit_thread() {
+    {
+      const Quiet quiet;
+      current_->state = State::kDone;
+      Block& block = *current_->block;
+      SIMT_TSAN(__tsan_release(&done_));
+      if (--block.alive == 0)
+        finished_ = &block;
+      else
+        finish_barrier(block);
+    }
+    SIMT_ASAN(__sanitizer_start_switch_fiber(nullptr, main_bottom_, main_size_));
+    SIMT_TSAN(__tsan_switch_to_fiber(main_fiber_, __tsan_switch_to_fiber_no_sync));
+    current_->context.leave_for(main_);
+  }
+
+  void suspend() {
+    Thread* t = current_;
+    SIMT_ASAN(void* fake; __sanitizer_start_switch_fiber(&fake, main_bottom_, main_size_));
+    SIMT_TSAN(__tsan_switch_to_fiber(main_fiber_, __tsan_switch_to_fiber_no_sync));
+    t->context.leave_for(main_);
+    SIMT_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr));
+  }
+
+  void resume(Thread* t) {
+    current_ = t;
+    threadIdx = t->index;
+    blockIdx = t->block->index;
+    ++switches;
+    SIMT_ASAN(void* fake; __sanitizer_start_switch_fiber(&fake, t->stack.get(), kStackBytes));
+    SIMT_TSAN(__tsan_switch_to_fiber(t->fiber, __tsan_switch_to_fiber_no_sync));
+    main_.leave_for(t->context);
+    SIMT_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr));
+    current_ = nullptr;
+    if (!finished_) return;
+    dispose(*finished_);
+    std::erase_if(blocks_, [&](const auto& b) { return b.get() == finished_; });
+    finished_ = nullptr;
+    SIMT_TSAN(if (fibers_.size() > 4096) destroy_fibers());
+  }
+
+#if defined(__SANITIZE_THREAD__)
+  // Not at once: ThreadSanitizer uses an id again, and a race with its former owner would be lost.
+  void destroy_fibers() {
+    for (void* f : fibers_) __tsan_destroy_fiber(f);
+    fibers_.clear();
+  }
+  std::vector<void*> fibers_;
+#endif
+
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Thread>> spare_;
+  std::vector<Thread*> ready_;
+  Thread* current_ = nullptr;
+  Block* finished_ = nullptr;
+  std::function<void()> body_;
+  size_t shared_bytes_ = 0;
+  std::string error_;
+  std::mt19937_64 random_;
+  Context main_;
+  const void* main_bottom_ = nullptr;
+  size_t main_size_ = 0;
+  void* main_fiber_ = nullptr;
+  char done_ = 0;
+};
+
+inline Machine machine;
+inline void Machine::entry() { machine.run_thread(); }
+
+}  // namespace simt

@@ -1,0 +1,168 @@
+"""The machine that executes the CUDA kernels on a CPU finds bugs: one planted after the other.
+
+The bugs are planted in a copy of the kernels, all of them in one build, and CWT_PLANTED picks one.
+"""
+
+import shutil
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.simt.harness import NO_GRAD, ROOT, SANITIZERS, Case, Output, Runner, encode, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"CUDA kernels on the CPU: {missing()}")
+
+
+class Bug(NamedTuple):
+    """What is replaced where, by what, and which build must say what of it."""
+
+    file: str
+    good: str
+    bad: str
+    build: str
+    says: str
+
+
+BUGS = {
+    "missing barrier before a read": Bug(
+        "block_reduce.cuh",
+        "    __syncthreads();\n    const bool has_warp",
+        "    if (!PLANTED) __syncthreads();\n    const bool has_warp",
+        "tsan",
+        "data race",
+    ),
+    "missing barrier before a write": Bug(
+        "block_reduce.cuh", "turn_ ^= 1;", "turn_ ^= !PLANTED;", "tsan", "data race"
+    ),
+    "divergent barrier": Bug(
+        "block_reduce.cuh",
+        "    __syncthreads();\n    return warp_max",
+        "    if (!PLANTED || warp_of_thread() != 1) __syncthreads();\n    return warp_max",
+        "plain",
+        "divergent __syncthreads",
+    ),
+    "global memory out of bounds": Bug(
+        "row_span.cuh",
+        "if (i + u * step < packs) bits[u]",
+        "if (i + u * step < packs + PLANTED) bits[u]",
+        "asan",
+        "heap-buffer-overflow",
+    ),
+    "shared memory out of bounds": Bug(
+        "chunk_loss_rows.cuh",
+        "if (again && slot < cached_)",
+        "if (again && slot < cached_ + PLANTED)",
+        "asan",
+        "heap-buffer-overflow",
+    ),
+    "misaligned 16-byte store": Bug(
+        "row_span.cuh",
+        "(((at ^ to) & 15) != 0 || grad_stride != 1)",
+        "((((at ^ to) & 15) != 0 && !PLANTED) || grad_stride != 1)",
+        "asan",
+        "misaligned address",
+    ),
+    "wrong shuffle mask": Bug(
+        "block_reduce.cuh",
+        "x += __shfl_xor_sync(kFullWarp, x, offset)",
+        "x += __shfl_xor_sync(PLANTED ? 0x7fffffffu : kFullWarp, x, offset)",
+        "plain",
+        "reads lane 31, which its mask omits",
+    ),
+    "lost update": Bug(
+        "chunk_loss_plan.cuh",
+        "  return static_cast<int64_t>(atomicAdd(",
+        "  if (PLANTED) return (*counter += n) - n;\n  return static_cast<int64_t>(atomicAdd(",
+        "tsan",
+        "data race",
+    ),
+    "missing fence before the last block": Bug(
+        "chunk_loss_plan.cuh",
+        "    __threadfence();  // this block's results",
+        "    if (!PLANTED) __threadfence();  // this block's results",
+        "tsan",
+        "data race",
+    ),
+    "unwritten result": Bug(
+        "chunk_loss_rows.cuh",
+        "out[kEntropy * rows] = stats",
+        "if (!PLANTED) out[kEntropy * rows] = stats",
+        "plain",
+        "differs between schedules",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runners(tmp_path_factory):
+    """Three builds of the planted copy, bfloat16 only."""
+    folder = tmp_path_factory.mktemp("planted")
+    for part in ("csrc", "tests/simt"):
+        shutil.copytree(ROOT / part, folder / part)
+    for number, bug in enumerate(BUGS.values(), 1):
+        file = folder / "csrc/cuda" / bug.file
+        text = file.read_text()
+        assert text.count(bug.good) == 1, f"{bug.file} holds {text.count(bug.good)} x {bug.good!r}"
+        planted = bug.bad.replace("PLANTED", f"(planted == {number})")
+        file.write_text(text.replace(bug.good, planted))
+    platform = folder / "csrc/cuda/platform.cuh"
+    variable = (
+        "#include <cstdlib>\n"
+        'inline const int planted = std::atoi(std::getenv("CWT_PLANTED"));\nnamespace cwt {\n'
+    )
+    platform.write_text(platform.read_text().replace("namespace cwt {\n", variable, 1))
+    launcher = folder / "csrc/cuda/chunk_loss_kernel.cu"
+    text = launcher.read_text()
+    for dtype in ("__half()", "float()", "double()"):
+        assert text.count(f"return run({dtype});") == 1
+        text = text.replace(f"return run({dtype});", "break;")
+    launcher.write_text(text)
+    builds = {name: Runner(folder, name, folder / "tests/simt/run_chunk_loss.cpp")
+              for name in SANITIZERS}  # fmt: skip
+    yield builds
+    for build in builds.values():
+        build.stop()
+
+
+def cases():
+    """Cases that between them pass every planted line."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 72, generator=g).to(torch.bfloat16)
+    labels, ids = torch.arange(6), torch.tensor([0, 1, 0, 1, 0, 1])
+    base = Case(logits, labels, ids, 2, schedules=4, shared_bytes=4096 + 64 * 16)
+    wide = torch.randn(2, 64 * 8 * 2, generator=g).to(torch.bfloat16)
+    return [
+        base,
+        Case(logits, labels, ids, 2, schedules=2, offset=1, grad_mode=NO_GRAD),
+        Case(logits, labels, ids, 2, schedules=2, offset=4),
+        Case(wide, labels[:2], ids[:2], 2, schedules=2, shared_bytes=4096 + 64 * 16),
+    ]
+
+
+def findings(runner, number):
+    """Returns everything that a run has to complain about."""
+    stdout, stderr, _ = runner.run(b"".join(map(encode, cases())), {"CWT_PLANTED": str(number)})
+    output, found = Output(stdout), stderr
+    for case in cases():
+        if output.at >= len(stdout):
+            break
+        start = output.at
+        error = output.error()
+        found += error
+        if not error:
+            output.at = start
+            output.results(case)
+    return found
+
+
+@pytest.mark.parametrize("build", list(SANITIZERS))
+def test_nothing_is_found_where_nothing_is_planted(runners, build):
+    assert findings(runners[build], 0) == ""
+
+
+@pytest.mark.parametrize("name", list(BUGS))
+def test_planted_bug_is_found(runners, name):
+    bug = BUGS[name]
+    found = findings(runners[bug.build], list(BUGS).index(name) + 1)
+    assert bug.says in found, f"the {bug.build} build says only: {found[-2000:]!r}"
