@@ -43,7 +43,7 @@ class RunConfig:
     schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index or curriculum")
 
     methods: str = option("all", "comma-separated rows of the table, or all")
-    budget: int = option(450_000, "loss-bearing tokens of each method (STT: of all its rounds)")
+    budget: int = option(400_000, "loss-bearing tokens of each method (STT: of all its rounds)")
     batch_size: int = option(4, "samples of a step of answer-only and FTT, STT and its controls")
     cwt_batch_size: int = option(16, "samples (one chunk each) of a step of CWT")
     small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")
@@ -56,7 +56,7 @@ class RunConfig:
     judge: Literal["forward", "literal"] = option("forward", "which judge decides what to skip")
     rounds: int = option(2, "rounds of judging and STT; the best on validation is kept")
     threshold: float = option(0.9, "least probability of a token that a skip must not upset")
-    stt_share: float = option(0.2, "part of --budget that each STT round trains on")
+    stt_share: float = option(0.4, "part of --budget that each STT round trains on")
     mix_full: float = option(0.0, "share of full rationales added to the shortened ones")
 
     max_new_tokens: int = option(256, "generated per question at the most")
