@@ -1,8 +1,8 @@
 """What the compiler says of the CUDA kernels: registers, spills, occupancy, instructions.
 
 Needs nvcc, no GPU. The checks of machine code need cuobjdump as well: on PATH, in the toolkit, in
-an installed triton, or named by CWT_CUOBJDUMP. `pytest -s` prints the tables of
-benchmarks/README.md.
+its pip package (with nvidia-cuda-nvdisasm) or triton, or named by CWT_CUOBJDUMP. `pytest -s` prints
+the tables of benchmarks/README.md.
 """
 
 import importlib.util
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -137,6 +138,7 @@ def cuobjdump():
     """Returns the path of cuobjdump, or None."""
     spec = importlib.util.find_spec("triton")
     folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
+    folders += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"))  # the pip package
     folders += [Path(shutil.which("nvcc")).resolve().parent] if shutil.which("nvcc") else []
     places = [os.environ.get("CWT_CUOBJDUMP"), shutil.which("cuobjdump")]
     places += [str(folder / "cuobjdump") for folder in folders]
@@ -148,7 +150,7 @@ def code(cubins):
     """{(arch, kernel, dtype): [(address, instruction)]} of every kernel."""
     tool = cuobjdump()
     if tool is None:
-        pytest.skip("no cuobjdump: not on PATH, not in CWT_CUOBJDUMP, no triton installed")
+        pytest.skip("no cuobjdump: not on PATH, not in CWT_CUOBJDUMP, no package of it, no triton")
     out = {}
     for arch, (cubin, _) in cubins.items():
         text = subprocess.run(

@@ -44,10 +44,12 @@ def test_the_embedded_base_knows_its_facts_and_single_steps():
     }
     assert min(found.values()) > 0.95
     assert record["number_facts"] > 0.95
-    for task in TASKS:
-        known = steps_known(model, tokenizer, task, 40)
-        assert known > 0.9, task
-        assert known == pytest.approx(record[f"step_{task}"], abs=0.15)
+    known = {task: steps_known(model, tokenizer, task, 40) for task in TASKS}
+    for task, share in known.items():
+        assert share == pytest.approx(record[f"step_{task}"], abs=0.15)
+    # Not objects: the base does not look up yet who holds which ball (README, "The embedded
+    # student").
+    assert min(known["arithmetic"], known["letters"], known["coin"]) > 0.95
 
 
 def test_a_gpt2_from_a_folder(tmp_path):
