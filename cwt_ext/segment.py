@@ -69,7 +69,8 @@ def segment(
 
     Args:
         x: by `kind`, float32 or float64, NumPy or CPU tensor, contiguous or not (copied if not):
-            embeddings: (n, d), scaled to unit length here, row norms below 1e154.
+            embeddings: (n, d), scaled to unit length here, row norms below 1e154; a row
+                shorter than 1e-150 counts as zero.
             similarity: (n, n), any kernel; of an asymmetric one the mean with its transpose counts.
             cost: (n+1, n+1), x[i, j] with 0 <= i < j <= n is the cost of the chunk i..j, the units
             i, ..., j-1. The rest, j <= i, is never read, nor are chunks that the limits rule out.

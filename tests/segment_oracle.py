@@ -14,7 +14,7 @@ def cost_table(x, kind, objective):
     table = np.full((n + 1, n + 1), np.inf)
     if kind == "embeddings":
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        x = np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+        x = np.divide(x, length, out=np.zeros_like(x), where=length > 1e-150)  # shorter is zero
     for i in range(n):
         if kind == "embeddings":
             resultants = np.linalg.norm(np.cumsum(x[i:], axis=0), axis=1) ** 2

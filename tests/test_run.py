@@ -1,6 +1,5 @@
 """The whole line, as a user runs it: real processes, real files, a real kill."""
 
-import json
 import os
 import signal
 import subprocess
@@ -184,8 +183,8 @@ def test_real_rationales_from_file_to_table(tmp_path):
     }  # fmt: skip
     for method in ("ac", "dp", "sbc", "sbc-exact"):
         rows = read_lines(tmp_path / f"r/chunks/{method}.jsonl")
-        for row, line in zip(rows, (tmp_path / "r/data/train.jsonl").open(), strict=True):
-            units = json.loads(line)["units"]
+        for row, example in zip(rows, read_lines(tmp_path / "r/data/train.jsonl"), strict=True):
+            units = example["units"]
             cuts = row["boundaries"]
             chunks = [units[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
             assert sum(chunks, []) == units

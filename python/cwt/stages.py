@@ -29,7 +29,7 @@ from .skip import (
 )
 from .students import load_student
 from .train import Progress, train
-from .workspace import Workspace
+from .workspace import Workspace, saved_config
 
 CHUNKINGS = ("ac", "dp", "sbc", "sbc-exact")
 
@@ -43,7 +43,8 @@ def make_data(ws: Workspace) -> dict[str, Any]:
     c = ws.config
     record_path = ws.out / "data" / "data.json"
     if record_path.exists():
-        save_config(ws.out / "config.yaml", c)
+        if saved_config(ws.out) != c:  # other methods were asked for
+            save_config(ws.out / "config.yaml", c)
         return dict(read_json(record_path))
     dropped: dict[str, int] = {}
     read = 0
