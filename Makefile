@@ -30,9 +30,8 @@ bench: .venv/test
 sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
 	$(BIN)/python -m pytest -m slow
 
-wheel:  # what `pip install .` builds, in an environment of its own
-	$(PYTHON) -m venv build/wheel-env
-	build/wheel-env/bin/pip wheel -q --no-deps -w build/wheel .
+wheel: .venv/app  # what `pip install --no-build-isolation .` builds
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 
 tiny: .venv/app  # makes the embedded student again
 	$(BIN)/python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
