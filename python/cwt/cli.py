@@ -244,10 +244,10 @@ def _table(ws: Any) -> None:
     found = make_report(ws)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)
+        console = Console(width=180)
     table = Table(title=f"{ws.out}", title_justify="left")
     for i, (_, title) in enumerate(COLUMNS):
-        table.add_column(title, justify="left" if i == 0 else "right")
+        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in found["methods"]:
         table.add_row(*cells(row))
     for line in data_lines(found):
