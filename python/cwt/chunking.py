@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import cwt_ext
 
-from .encode import Encoded, Encoder, collate, sample
+from .encode import Encoded, Encoder, Sample, collate, sample
 
 ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
 Objective = Literal["mean", "sum"]
@@ -86,7 +86,7 @@ def unit_nll(
             by_unit = Encoded(item.id, item.prompt, item.units, tuple(range(len(item.units) + 1)))
             row = sample(by_unit)
             assert row is not None
-            rows.append(type(row)(row.ids, [c + i * width if c >= 0 else -1 for c in row.chunks]))
+            rows.append(Sample(row.ids, [c + i * width if c >= 0 else -1 for c in row.chunks]))
         batch = collate(rows, encoder.pad).to(model.device)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         result = cwt_ext.chunk_loss(

@@ -14,7 +14,6 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -106,6 +105,11 @@ def step_text(rng: random.Random) -> tuple[str, str]:
         problem = generate(rng, steps=1, filler=filler)
         return problem.question, " ".join(problem.sentences)
     return any_step(rng, generate(rng, steps=rng.randint(2, 5), filler=filler))
+
+
+def any_text(rng: random.Random) -> tuple[str, str]:
+    """Returns one text of the base's training: facts a third of the time, else a step."""
+    return fact_text(rng) if rng.random() < 0.35 else step_text(rng)
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -215,12 +219,10 @@ def steps_known(
 
 def pretrain(
     out: Path, steps: int, width: int, layers: int, lr: float, seed: int,
-    mix: Callable[[random.Random], tuple[str, str]] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Trains the base, writes it to `out`, and returns what it knows."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    mix = mix or (lambda r: fact_text(r) if r.random() < 0.35 else step_text(r))
     tokenizer = train_tokenizer(768, seed)
     model = new_model(tokenizer, width, layers)
     optimizer = torch.optim.AdamW(
@@ -231,7 +233,7 @@ def pretrain(
     )
     start, mean = time.perf_counter(), 0.0
     for step in range(steps):
-        ids, labels = batch(tokenizer, [mix(rng) for _ in range(32)])
+        ids, labels = batch(tokenizer, [any_text(rng) for _ in range(32)])
         logits = model(input_ids=ids).logits[:, :-1]
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
         optimizer.zero_grad()
