@@ -2,7 +2,7 @@
 
 from cwt_ext.chunk_loss import ChunkLoss, ChunkStats, RowStats, chunk_loss, shift_labels
 from cwt_ext.linear_chunk_loss import HiddenStats, LinearChunkLoss, linear_chunk_loss
-from cwt_ext.segment import Segmentation, segment, segment_batch
+from cwt_ext.segment import Segmentation, cost_matrix, segment, segment_batch
 
 __all__ = [
     "ChunkLoss",
@@ -12,6 +12,7 @@ __all__ = [
     "RowStats",
     "Segmentation",
     "chunk_loss",
+    "cost_matrix",
     "linear_chunk_loss",
     "segment",
     "segment_batch",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from cwt_ext import _segment
 
-__all__ = ["Segmentation", "segment", "segment_batch"]
+__all__ = ["Segmentation", "cost_matrix", "segment", "segment_batch"]
 
 ArrayLike = npt.NDArray[np.floating] | torch.Tensor
 Kind = Literal["embeddings", "similarity", "cost"]
@@ -74,7 +74,6 @@ def segment(
             similarity: (n, n), any kernel; of an asymmetric one the mean with its transpose counts.
             cost: (n+1, n+1), x[i, j] with 0 <= i < j <= n is the cost of the chunk i..j, the units
             i, ..., j-1. The rest, j <= i, is never read, nor are chunks that the limits rule out.
-            +inf forbids a chunk.
         k: the number of chunks, 1 <= k <= n.
         penalty: added for each chunk, finite and >= 0; the number of chunks is then free. "auto" is
             0.08 sqrt(n ln n), for the norm of embeddings or similarities.
@@ -186,6 +185,41 @@ def segment_batch(
     except (ValueError, TypeError) as error:
         raise _named(where, error) from None
     return _unflatten(*flat)
+
+
+def cost_matrix(
+    cost: Callable[[int, int], float], n: int, *, min_len: int = 1, max_len: int | None = None
+) -> npt.NDArray[np.float64]:
+    """Returns the costs of all chunks of n units, as `segment(..., kind="cost")` takes them.
+
+    Args:
+        cost: cost(i, j) of the chunk of the units i, ..., j-1; called once for each.
+        n: number of units.
+        min_len: shorter chunks are not asked for; give `segment` the same.
+        max_len: longer chunks are not asked for; give `segment` the same.
+
+    Returns:
+        (n+1, n+1) float64, NaN where nothing was asked for.
+
+    Raises:
+        ValueError: n or min_len below 1, or max_len below min_len.
+
+    Example:
+        >>> costs = cost_matrix(lambda i, j: (j - i - 2) ** 2, 6)
+        >>> segment(costs, kind="cost", penalty=0.5).boundaries.tolist()
+        [0, 2, 4, 6]
+    """
+    longest = n if max_len is None else max_len
+    if n < 1 or not 1 <= min_len <= longest:
+        raise ValueError(
+            "cost_matrix: n and min_len must be at least 1 and max_len at least min_len, got "
+            f"{n=}, {min_len=}, {max_len=}."
+        )
+    table = np.full((n + 1, n + 1), np.nan)
+    for i in range(n):
+        for j in range(i + min_len, min(n, i + longest) + 1):
+            table[i, j] = cost(i, j)
+    return table
 
 
 def _named(where: str, error: Exception) -> Exception:

@@ -5,13 +5,16 @@ import pytest
 import torch
 from app_fixtures import encode, examples, tiny
 from cwt.chunking import (
+    Segmenter,
     average_chunks,
     chunk_costs,
     search_chunks,
-    segment_items,
+    text_embeddings,
     unit_embeddings,
     unit_nll,
 )
+from cwt.errors import UserError
+from cwt.students import TINY
 from torch.nn import functional as F
 
 import cwt_ext
@@ -102,16 +105,53 @@ def test_embeddings_are_the_mean_hidden_state_of_each_unit():
             at += len(unit)
 
 
-@pytest.mark.parametrize("method", ["ac", "dp", "sbc", "sbc-exact"])
-def test_every_method_keeps_the_answer_apart(method):
+def test_every_method_keeps_the_answer_apart_and_exact_is_never_dearer_than_greedy():
     model, encoder = tiny()
     items = encode(encoder, examples(6))
-    cuts, facts = segment_items(model, encoder, items, method, chunks=4)
-    for item, found, fact in zip(items, cuts, facts, strict=True):
-        n = len(item.units)
-        assert found[0] == 0
-        assert found[-2:] == [n - 1, n]
-        assert len(found) - 1 == min(4, n - 1) + 1
-        assert all(a < b for a, b in zip(found, found[1:], strict=False))
-        if method.startswith("sbc"):
-            assert fact["exact"] <= fact["greedy"] + 1e-9 <= fact["start"] + 2e-9
+    segmenter = Segmenter(model, encoder, items, chunks=4)
+    cost = {}
+    for method in ("ac", "dp", "sbc", "sbc-exact"):
+        cuts = segmenter.boundaries(method)
+        cost[method] = segmenter.total_cost(cuts)
+        for item, found in zip(items, cuts, strict=True):
+            n = len(item.units)
+            assert found[0] == 0
+            assert found[-2:] == [n - 1, n]
+            assert len(found) - 1 == min(4, n - 1) + 1
+            assert all(a < b for a, b in zip(found, found[1:], strict=False))
+    assert cost["sbc-exact"] <= cost["sbc"] + 1e-9 <= cost["ac"] + 2e-9
+    assert cost["sbc-exact"] <= cost["dp"] + 1e-9
+
+
+def test_tfidf_sees_the_change_of_words():
+    texts = [["A red ball.", "The ball is red.", "Two coins.", "All coins are new."], ["One."]]
+    vectors = text_embeddings("tfidf", texts, batch_size=8)
+    assert [len(v) for v in vectors] == [4, 1]
+    assert cwt_ext.segment(vectors[0], k=2).boundaries.tolist() == [0, 2, 4]
+    np.testing.assert_allclose(np.linalg.norm(vectors[0], axis=1), 1, rtol=1e-5)
+
+
+def test_a_sentence_transformers_folder_decides_dp(tmp_path):
+    st = pytest.importorskip("sentence_transformers", reason="the extra [embed] is not installed")
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(str(TINY))
+    pooling = Pooling(transformer.get_embedding_dimension())
+    st.SentenceTransformer(modules=[transformer, pooling]).save(str(tmp_path))
+    texts = [[" Tom has 3 pens.", " With Ann, 3 + 4 = 7."], [" The answer is 7"]]
+    found = text_embeddings(str(tmp_path), texts, batch_size=2)
+    model, encoder = tiny()
+    for vectors, units in zip(found, texts, strict=True):
+        for vector, text in zip(vectors, units, strict=True):
+            ids = torch.tensor([encoder.ids(text)])
+            with torch.no_grad():
+                hidden = model.model(input_ids=ids).last_hidden_state[0].mean(0)
+            np.testing.assert_allclose(vector, hidden, rtol=1e-3, atol=1e-4)
+    items = encode(encoder, examples(3))
+    chosen = Segmenter(model, encoder, items, 4, embeddings=str(tmp_path)).boundaries("dp")
+    assert [c[-1] for c in chosen] == [len(item.units) for item in items]
+
+
+def test_embeddings_that_are_none():
+    with pytest.raises(UserError, match=r"embeddings must be .*modules.json.*'no/such'"):
+        text_embeddings("no/such", [["x"]], batch_size=1)

@@ -54,7 +54,7 @@ def test_other_kinds_and_tensors():
 
 def test_the_examples_of_the_docstrings_run():
     results = doctest.testmod(sys.modules["cwt_ext.segment"])
-    assert (results.attempted, results.failed) == (6, 0)
+    assert (results.attempted, results.failed) == (8, 0)
 
 
 def test_nothing_in_nothing_out():

@@ -232,9 +232,8 @@ class Solver {
       for (int64_t t = std::max(t0, s) + 1; t <= t1; ++t) {
         if (s < lo_[t] || s >= hi_[t]) continue;
         const double value = x[s * (n_ + 1) + t];
-        if (!(value > -kInf))
-          fail("the cost of a chunk must be a number or +inf, row ", s, " has ", value,
-               " in column ", t);
+        if (!std::isfinite(value))
+          fail("the cost of a chunk must be finite, row ", s, " has ", value, " in column ", t);
         row(t0, t)[s] = value;
       }
   }

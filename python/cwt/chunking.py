@@ -2,6 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,8 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 import cwt_ext
+from cwt_ext.segment import Kind
 
-from .encode import Encoded, Encoder, Sample, collate, sample
+from .encode import Encoded, Encoder, forward, sample
+from .errors import UserError
 
 ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
 Objective = Literal["mean", "sum"]
@@ -71,67 +76,79 @@ def chunk_costs(nll: np.ndarray, tokens: np.ndarray, objective: Objective) -> np
     return np.where(j > i, sums / per, 0.0)
 
 
-@torch.no_grad()
 def unit_nll(
     model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], batch_size: int
 ) -> list[np.ndarray]:
     """Returns for each item the summed NLL of every unit given the question and all before."""
-    results: list[np.ndarray] = []
-    for at in range(0, len(items), batch_size):
-        part = items[at : at + batch_size]
-        # One "chunk" a unit: the loss's own per-chunk sums are then the units' sums.
-        width = max(len(item.units) for item in part)
-        rows = []
-        for i, item in enumerate(part):
-            by_unit = Encoded(item.id, item.prompt, item.units, tuple(range(len(item.units) + 1)))
-            row = sample(by_unit)
-            assert row is not None
-            rows.append(Sample(row.ids, [c + i * width if c >= 0 else -1 for c in row.chunks]))
-        batch = collate(rows, encoder.pad).to(model.device)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    width = max(len(item.units) for item in items)
+    by_unit = [replace(item, boundaries=tuple(range(len(item.units) + 1))) for item in items]
+    results: dict[int, np.ndarray] = {}
+    rows = [sample(item) for item in by_unit]
+    for part, batch, output in forward(model, encoder, rows, batch_size):
+        # A unit is a chunk here: the loss's own sums per chunk are the units' sums.
+        row = torch.arange(len(part), device=batch.chunk_ids.device)[:, None]
+        ids = torch.where(batch.chunk_ids >= 0, batch.chunk_ids + row * width, -1)
         result = cwt_ext.chunk_loss(
-            logits, batch.labels, batch.chunk_ids, reduction="sum", num_chunks=len(part) * width
+            output.logits, batch.labels, ids, reduction="sum", num_chunks=len(part) * width
         )
         sums = result.stats.nll_sum.double().cpu().numpy().reshape(len(part), width)
-        results += [s[: len(item.units)] for s, item in zip(sums, part, strict=True)]
-    return results
+        results.update((i, s[: len(items[i].units)]) for i, s in zip(part, sums, strict=True))
+    return [results[i] for i in range(len(items))]
 
 
-@torch.no_grad()
 def unit_embeddings(
     model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], batch_size: int
 ) -> list[np.ndarray]:
     """Returns for each item (n, d): the mean of the student's last hidden states of every unit."""
-    results: list[np.ndarray] = []
-    for at in range(0, len(items), batch_size):
-        part = items[at : at + batch_size]
-        rows = [sample(item) for item in part]
-        batch = collate([row for row in rows if row is not None], encoder.pad).to(model.device)
-        hidden = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            output_hidden_states=True,
-        ).hidden_states[-1]
-        for i, item in enumerate(part):
-            ends = np.cumsum([len(item.prompt), *map(len, item.units)])
+    results: dict[int, np.ndarray] = {}
+    rows = [sample(item) for item in items]
+    for part, _, output in forward(model, encoder, rows, batch_size, output_hidden_states=True):
+        hidden = output.hidden_states[-1].float().cpu()
+        for b, i in enumerate(part):
+            ends = np.cumsum([len(items[i].prompt), *map(len, items[i].units)])
             ends[-1] -= 1  # nothing follows the end-of-sequence token: it is no input
             spans = itertools.pairwise(ends)
-            results.append(
-                np.stack([hidden[i, a:b].float().mean(0).cpu().numpy() for a, b in spans])
-            )
-    return results
+            results[i] = np.stack([hidden[b, x:y].mean(0).numpy() for x, y in spans])
+    return [results[i] for i in range(len(items))]
 
 
-def segment_items(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    items: Sequence[Encoded],
-    method: ChunkMethod,
-    chunks: int,
-    objective: Objective = "mean",
-    batch_size: int = 32,
-) -> tuple[list[list[int]], list[dict[str, float]]]:
-    """Returns for each item its boundaries, and what the search said of them.
+def text_embeddings(name: str, texts: Sequence[Sequence[str]], batch_size: int) -> list[np.ndarray]:
+    """Returns for each list of n texts their embeddings, (n, d) float32.
+
+    Args:
+        name: `tfidf` (hashed words, weighted by how rare they are in all the texts), or the folder
+            of a sentence-transformers model.
+        texts: the units of every example.
+        batch_size: of the model.
+
+    Raises:
+        UserError: no such folder, not a model, or the package it needs is not installed.
+    """
+    flat = [text for unit_texts in texts for text in unit_texts]
+    ends = np.cumsum([len(unit_texts) for unit_texts in texts])[:-1]
+    try:
+        if name == "tfidf":
+            from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+            hashed = HashingVectorizer(n_features=1024, alternate_sign=False).transform(flat)
+            vectors = TfidfTransformer().fit_transform(hashed).toarray()
+        else:
+            from sentence_transformers import SentenceTransformer
+
+            if not (Path(name) / "modules.json").exists():
+                raise UserError(
+                    f"embeddings must be student, tfidf or the folder of a sentence-transformers "
+                    f"model (with modules.json), got {name!r}."
+                )
+            model = SentenceTransformer(name, local_files_only=True)
+            vectors = model.encode(flat, batch_size=batch_size, show_progress_bar=False)
+    except ImportError as error:
+        raise UserError(f"embeddings {name!r} need a package: pip install {error.name}.") from error
+    return np.split(np.asarray(vectors, dtype=np.float32), ends)
+
+
+class Segmenter:
+    """Divides examples into chunks; what several methods need is computed once.
 
     The answer is always the last chunk; the units before it are divided into `chunks`.
 
@@ -139,41 +156,64 @@ def segment_items(
         model: the student, whose embeddings (dp) or NLL (sbc) decide.
         encoder: of the student.
         items: examples in tokens; their own boundaries are not used.
-        method: `ac` divides evenly; `dp` is the exact optimum of coherence over embeddings;
-            `sbc` moves boundaries greedily from ac; `sbc-exact` is the optimum of its objective.
         chunks: number of chunks before the answer.
         objective: of sbc.
+        embeddings: of dp: `student`, or what `text_embeddings` takes.
         batch_size: of the student's passes.
     """
-    lengths = [len(item.units) - 1 for item in items]  # without the answer
-    start = [average_chunks(n, chunks) for n in lengths]
-    facts: list[dict[str, float]] = [{} for _ in items]
-    cuts = start
-    model.eval()
-    if method == "dp":
-        cuts = []
-        vectors = unit_embeddings(model, encoder, items, batch_size)
-        for v, n in zip(vectors, lengths, strict=True):
-            cuts.append(list(cwt_ext.segment(v[:n], k=min(n, chunks)).boundaries) if n else [0])
-    elif method in ("sbc", "sbc-exact"):
-        cuts = []
-        nlls = unit_nll(model, encoder, items, batch_size)
-        for i, (item, n) in enumerate(zip(items, lengths, strict=True)):
-            if n == 0:
-                cuts.append([0])
-                continue
-            tokens = np.array([len(unit) for unit in item.units[:n]])
-            costs = chunk_costs(nlls[i][:n], tokens, objective)
-            best = cwt_ext.segment(costs, k=min(n, chunks), kind="cost")
-            found = search_chunks(costs, start[i])
-            cuts.append(found if method == "sbc" else list(best.boundaries))
-            facts[i] = {
-                "start": _total(costs, start[i]),
-                "greedy": _total(costs, found),
-                "exact": float(best.cost),
-            }
-    return [[*map(int, c), len(item.units)] for c, item in zip(cuts, items, strict=True)], facts
 
+    def __init__(
+        self, model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], chunks: int,
+        objective: Objective = "mean", embeddings: str = "student", batch_size: int = 32,
+    ) -> None:  # fmt: skip
+        self.model, self.encoder, self.items, self.chunks = model, encoder, items, chunks
+        self.objective, self.embeddings, self.batch_size = objective, embeddings, batch_size
+        self.lengths = [len(item.units) - 1 for item in items]  # without the answer
+        self.start = [average_chunks(n, chunks) for n in self.lengths]
 
-def _total(costs: np.ndarray, cuts: Sequence[int]) -> float:
-    return float(sum(costs[a, b] for a, b in itertools.pairwise(cuts)))
+    @cached_property
+    def costs(self) -> list[np.ndarray]:
+        nlls = unit_nll(self.model, self.encoder, self.items, self.batch_size)
+        return [
+            chunk_costs(nll[:n], np.array([len(u) for u in item.units[:n]]), self.objective)
+            for nll, item, n in zip(nlls, self.items, self.lengths, strict=True)
+        ]
+
+    def vectors(self) -> list[np.ndarray]:
+        if self.embeddings == "student":
+            return unit_embeddings(self.model, self.encoder, self.items, self.batch_size)
+        texts = [[self.encoder.text(unit) for unit in item.units] for item in self.items]
+        return text_embeddings(self.embeddings, texts, self.batch_size)
+
+    def boundaries(self, method: ChunkMethod) -> list[list[int]]:
+        """Returns the boundaries of each item.
+
+        Args:
+            method: `ac` divides evenly; `dp` is the exact optimum of coherence over embeddings;
+                `sbc` moves boundaries greedily from ac; `sbc-exact` is the optimum of its
+                objective.
+        """
+        cuts = self.start
+        if method == "dp":
+            inputs = [v[:n] for v, n in zip(self.vectors(), self.lengths, strict=True)]
+            cuts = self._optima(inputs, "embeddings")
+        elif method == "sbc":
+            cuts = [search_chunks(c, s) for c, s in zip(self.costs, self.start, strict=True)]
+        elif method == "sbc-exact":
+            cuts = self._optima(self.costs, "cost")
+        return [[*map(int, c), len(item.units)] for c, item in zip(cuts, self.items, strict=True)]
+
+    def _optima(self, inputs: Sequence[np.ndarray], kind: Kind) -> list[list[int]]:
+        some = [i for i, n in enumerate(self.lengths) if n]
+        ks = [min(self.lengths[i], self.chunks) for i in some]
+        found = cwt_ext.segment_batch([inputs[i] for i in some], k=ks, kind=kind)
+        cuts = dict(zip(some, (s.boundaries.tolist() for s in found), strict=True))
+        return [cuts.get(i, [0]) for i in range(len(self.items))]
+
+    def total_cost(self, cuts: Sequence[Sequence[int]]) -> float:
+        """Returns the mean over the items of what their chunks before the answer cost."""
+        totals = [
+            sum(costs[a, b] for a, b in itertools.pairwise(c[:-1]))
+            for costs, c in zip(self.costs, cuts, strict=True)
+        ]
+        return float(np.mean(totals))

@@ -40,6 +40,7 @@ class RunConfig:
     chunking: ChunkMethod = option("ac", "how units become chunks: ac, dp, sbc or sbc-exact")
     chunks: int = option(5, "chunks before the answer, which is always one of its own")
     objective: Objective = option("mean", "of sbc: NLL per token of a chunk, or summed")
+    embeddings: str = option("student", "of dp: student, tfidf, or a sentence-transformers folder")
     schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index or curriculum")
 
     methods: str = option("all", "comma-separated rows of the table, or all")

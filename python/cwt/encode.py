@@ -1,10 +1,11 @@
 """From texts to the rows of a batch: every token knows its unit and its chunk."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import Example
 from .errors import UserError
@@ -163,3 +164,26 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
         chunk_ids[i, :n] = chunks[1:]
         labels[i, :n] = torch.where(chunks[1:] >= 0, ids[1:], IGNORE)
     return Batch(input_ids, mask, labels, chunk_ids)
+
+
+@torch.no_grad()
+def forward(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    rows: Sequence[Sample],
+    batch_size: int,
+    **options: Any,
+) -> Iterator[tuple[list[int], Batch, Any]]:
+    """Yields (indices of some rows, their batch, the model's output), the shortest rows first."""
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    for at in range(0, len(order), batch_size):
+        part = order[at : at + batch_size]
+        batch = collate([rows[i] for i in part], encoder.pad).to(model.device)
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            **options,
+        )
+        yield part, batch, output

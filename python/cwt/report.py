@@ -164,12 +164,9 @@ def data_lines(report: dict[str, Any]) -> list[str]:
         f"test questions; rows left out: {dropped}."
     ]
     chunking = report["chunking"]
-    if "sbc" in chunking:
-        sbc = chunking["sbc"]
-        lines.append(
-            f"Sum of chunk costs ({report['config']['objective']}): average chunking "
-            f"{sbc['start']:.3f}, SBC {sbc['greedy']:.3f}, exact optimum {sbc['exact']:.3f}."
-        )
+    if chunking:
+        costs = ", ".join(f"{name} {found['cost']:.3f}" for name, found in chunking.items())
+        lines.append(f"Chunk costs ({report['config']['objective']}), mean of the sums: {costs}.")
     return lines
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .data import Example
-from .encode import Encoded, Encoder, Sample, collate, sample
+from .encode import Encoded, Encoder, forward, sample
 from .tasks import ANSWER, CORE
 from .train import Progress
 
@@ -175,7 +175,6 @@ def _answer_tokens(encoder: Encoder, item: Encoded, reference: Tokens) -> set[tu
     return tokens if all(reference[key][0] for key in tokens) else set()
 
 
-@torch.no_grad()
 def _passes(
     model: PreTrainedModel,
     encoder: Encoder,
@@ -185,20 +184,12 @@ def _passes(
 ) -> list[Tokens]:
     """Returns for each item what the model says of every token of its kept units."""
     results: list[Tokens] = [{} for _ in items]
-    order = sorted(range(len(items)), key=lambda i: sum(len(items[i].units[u]) for u in keeps[i]))
-    for at in range(0, len(order), batch_size):
-        part = order[at : at + batch_size]
-        rows: list[Sample] = []
-        for i in part:
-            row = sample(items[i], keeps[i])
-            assert row is not None
-            rows.append(row)
-        batch = collate(rows, encoder.pad).to(model.device)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    rows = [sample(item, keep) for item, keep in zip(items, keeps, strict=True)]
+    for part, batch, output in forward(model, encoder, rows, batch_size):
         labels = batch.labels.clamp(min=0)
-        chosen = torch.gather(logits, 2, labels[..., None])[..., 0]
-        probability = (chosen - logits.logsumexp(-1)).exp().tolist()
-        right = (logits.argmax(-1) == labels).tolist()
+        chosen = torch.gather(output.logits, 2, labels[..., None])[..., 0]
+        probability = (chosen - output.logits.logsumexp(-1)).exp().tolist()
+        right = (output.logits.argmax(-1) == labels).tolist()
         for b, i in enumerate(part):
             t = len(items[i].prompt) - 1
             for u in sorted(keeps[i]):

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import data as data_module
-from .chunking import segment_items
+from .chunking import ChunkMethod, Segmenter
 from .config import save_config
 from .data import Example, read_examples, write_examples
 from .encode import Encoded, Encoder
@@ -31,7 +31,7 @@ from .students import load_student
 from .train import Progress, train
 from .workspace import Workspace, saved_config
 
-CHUNKINGS = ("ac", "dp", "sbc", "sbc-exact")
+CHUNKINGS: tuple[ChunkMethod, ...] = ("ac", "dp", "sbc", "sbc-exact")
 
 
 def quiet(share: float, text: str) -> None:
@@ -109,25 +109,20 @@ def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
     examples = ws.examples("train")
     model, encoder = open_student(ws, ws.config.student)
     items = [encoder.encode(e, (0, len(e.units))) for e in examples]
+    c = ws.config
+    segmenter = Segmenter(model, encoder, items, c.chunks, c.objective, c.embeddings)
     record: dict[str, Any] = {}
     for i, method in enumerate(CHUNKINGS):
         progress(i / len(CHUNKINGS), method)
-        start = time.perf_counter()
-        cuts, facts = segment_items(
-            model, encoder, items, method, ws.config.chunks, ws.config.objective
+        cuts = segmenter.boundaries(method)
+        write_lines(
+            ws.chunks(method),
+            [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)],
         )
-        rows = [
-            {"id": e.id, "boundaries": b, **f}
-            for e, b, f in zip(examples, cuts, facts, strict=True)
-        ]
-        write_lines(ws.chunks(method), rows)
         record[method] = {
             "chunks": sum(len(b) - 1 for b in cuts) / len(cuts),
-            "seconds": round(time.perf_counter() - start, 2),
+            "cost": segmenter.total_cost(cuts),
         }
-        if facts[0]:
-            for key in ("start", "greedy", "exact"):
-                record[method][key] = sum(f.get(key, 0.0) for f in facts) / len(facts)
     write_json(record_path, record)
     return record
 
