@@ -46,6 +46,19 @@ def test_curriculum_takes_the_next_chunk_each_epoch(items):
         assert chunks == {epoch % 5}
 
 
+def test_adaptive_draws_by_the_gradient_that_an_index_shows(items):
+    draws = sampler(items, schedule="adaptive", batch_size=1)
+    for _ in range(50):
+        draws.observe([10] * 5, [60, 30, 10, 0.01, 20])
+    seen = Counter(chunk_of(draws.draw()[0]) for _ in range(5000))
+    weights = [6, 3, 1, 0.6, 2]  # the fourth is held at a tenth of the strongest
+    for index, weight in enumerate(weights):
+        assert seen[index] / 5000 == pytest.approx(weight / sum(weights), abs=0.025)
+    draws.observe([10, 0, 0, 0, 0], [0, 0, 0, 0, 0])
+    assert draws.pull[0] == pytest.approx(0.95 * 6)
+    assert draws.pull[1] == pytest.approx(3)  # not drawn, nothing learnt
+
+
 def test_dropout_spares_the_first_unit_and_the_answer_and_is_fresh(items):
     draws = sampler(items[:1], method="ftt", sentence_dropout=0.5, batch_size=1)
     item = items[0]
@@ -71,12 +84,14 @@ def test_a_chunk_whose_units_are_gone_passes_to_the_next(items):
     assert chunks == {0: 1, 4: 4}
 
 
-def test_a_restored_sampler_goes_on_as_the_first(items):
-    one = sampler(items, sentence_dropout=0.3)
+@pytest.mark.parametrize("schedule", ["shuffled", "adaptive"])
+def test_a_restored_sampler_goes_on_as_the_first(items, schedule):
+    one = sampler(items, sentence_dropout=0.3, schedule=schedule)
     for _ in range(7):
         one.draw()
+    one.observe([1] * 5, [5, 4, 3, 2, 1])
     state = one.state()
-    two = sampler(items, sentence_dropout=0.3)
+    two = sampler(items, sentence_dropout=0.3, schedule=schedule)
     two.restore(state)
     assert [one.draw() for _ in range(30)] == [two.draw() for _ in range(30)]
 

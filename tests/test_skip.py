@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from app_fixtures import encode, examples, tiny
 from cwt.encode import sample
-from cwt.skip import judge_units, oracle_units, random_units, removal_rates, skipped_share
+from cwt.skip import Rule, judge_units, oracle_units, random_units, removal_rates, skipped_share
 from cwt.tasks import ANSWER, CORE
 
 
@@ -22,13 +24,17 @@ def token_view(model, item, keep):
     return view
 
 
-def plain_judge(judge, model, encoder, item, threshold):
-    """The rule, one unit and one pass at a time."""
+def plain_judge(rule, model, encoder, item):
+    """The rule, one part and one pass at a time."""
     keep = set(range(len(item.units)))
     last = len(item.units) - 1
     reference = token_view(model, item, keep)
-    if judge == "forward":
-        wanted = {k for k, (ok, p) in reference.items() if ok and p >= threshold and k[1] > 0}
+    if rule.judge == "forward":
+        wanted = {
+            k
+            for k, (ok, p) in reference.items()
+            if ok and p >= rule.threshold and (rule.onsets or k[1] > 0)
+        }
     else:
         marker = len(encoder.ids(" The answer is"))
         wanted = {k for k in reference if k[0] == last and marker <= k[1] < len(item.units[-1]) - 1}
@@ -36,27 +42,49 @@ def plain_judge(judge, model, encoder, item, threshold):
             return keep
     if not wanted:
         return keep
-    for u in range(1, last):
-        view = token_view(model, item, keep - {u})
-        if all(view[k][0] for k in wanted if k[0] > u and k in view):
-            keep -= {u}
-    return keep
+    parts = [{u} for u in range(1, last)]
+    if rule.part == "chunk":
+        of_unit = item.chunk_of_units()
+        parts = [{u for u in range(1, last) if of_unit[u] == m} for m in range(item.chunks)]
+    gone = set()
+    for part in filter(None, parts):
+        view = token_view(model, item, keep - part - (gone if rule.cumulative else set()))
+        later = [k for k in wanted if k[0] > max(part) and k in view]
+        rise = -sum(
+            math.log(view[last, p][1]) - math.log(reference[last, p][1])
+            for p in range(len(item.units[last]))
+        )
+        if all(view[k][0] and view[k][1] >= rule.floor for k in later) and rise <= rule.veto:
+            gone |= part
+    return keep - gone
 
 
-@pytest.mark.parametrize("judge", ["forward", "literal"])
-def test_batched_decisions_equal_the_rule_taken_one_by_one(judge):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(threshold=0.5),
+        Rule("literal"),
+        Rule(threshold=0.5, onsets=True),
+        Rule(threshold=0.5, floor=0.4),
+        Rule(threshold=0.5, veto=0.1),
+        Rule(threshold=0.5, cumulative=False),
+        Rule(threshold=0.5, part="chunk"),
+    ],
+    ids=["forward", "literal", "onsets", "floor", "veto", "independent", "chunk"],
+)
+def test_batched_decisions_equal_the_rule_taken_one_by_one(rule):
     model, encoder = tiny()
     items = encode(encoder, examples(8))
-    keeps, decisions = judge_units(judge, model, encoder, items, threshold=0.5, batch_size=3)
+    keeps, decisions = judge_units(rule, model, encoder, items, batch_size=3)
     skipped = 0
     for item, keep in zip(items, keeps, strict=True):
-        assert keep == plain_judge(judge, model, encoder, item, 0.5)
+        assert keep == plain_judge(rule, model, encoder, item)
         assert {0, len(item.units) - 1} <= keep
         skipped += len(item.units) - len(keep)
     assert skipped == sum(d.skipped for d in decisions)
     assert skipped > 0
     for d in decisions:
-        assert d.skipped == (not d.flipped)
+        assert d.skipped == (not d.flipped and d.answer_rise <= rule.veto)
         for flip in d.flipped:
             assert flip["unit"] > d.unit
 
@@ -64,8 +92,8 @@ def test_batched_decisions_equal_the_rule_taken_one_by_one(judge):
 def test_a_second_round_starts_from_the_holes_of_the_first():
     model, encoder = tiny()
     items = encode(encoder, examples(6))
-    first, _ = judge_units("forward", model, encoder, items, threshold=0.9)
-    second, decisions = judge_units("forward", model, encoder, items, first, threshold=0.9)
+    first, _ = judge_units(Rule(), model, encoder, items)
+    second, decisions = judge_units(Rule(), model, encoder, items, first)
     for item, a, b in zip(items, first, second, strict=True):
         assert b <= a
         assert {d.unit for d in decisions if d.id == item.id} <= a

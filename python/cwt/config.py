@@ -1,6 +1,7 @@
 """The configuration of a run: a frozen dataclass, from a preset, a YAML file and flags."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from .chunking import ChunkMethod, Objective
 from .errors import UserError
 from .files import write_text
 from .recipe import Schedule
+from .skip import Part
 from .tasks import TASKS
 from .units import UnitKind
 
@@ -41,7 +43,7 @@ class RunConfig:
     chunks: int = option(5, "chunks before the answer, which is always one of its own")
     objective: Objective = option("mean", "of sbc: NLL per token of a chunk, or summed")
     embeddings: str = option("student", "of dp: student, tfidf, or a sentence-transformers folder")
-    schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index or curriculum")
+    schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index, curriculum or adaptive")
 
     methods: str = option("all", "comma-separated rows of the table, or all")
     budget: int = option(400_000, "loss-bearing tokens of each method (STT: of all its rounds)")
@@ -57,6 +59,11 @@ class RunConfig:
     judge: Literal["forward", "literal"] = option("forward", "which judge decides what to skip")
     rounds: int = option(2, "rounds of judging and STT; the best on validation is kept")
     threshold: float = option(0.9, "least probability of a token that a skip must not upset")
+    judge_part: Part = option("unit", "what the judge lets go as one: unit, or chunk")
+    judge_onsets: bool = option(False, "the first token of a unit may veto a skip too")
+    judge_floor: float = option(0.0, "a token whose probability falls below this vetoes a skip")
+    judge_veto: float = option(math.inf, "rise of the answer's NLL that vetoes a skip, in nats")
+    judge_cumulative: bool = option(True, "judge with the holes already made, not one at a time")
     stt_share: float = option(0.4, "part of --budget that each STT round trains on")
     mix_full: float = option(0.0, "share of full rationales added to the shortened ones")
 
@@ -74,10 +81,12 @@ class RunConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("sentence_dropout", "threshold", "stt_share", "mix_full"):
+        for name in ("sentence_dropout", "threshold", "judge_floor", "stt_share", "mix_full"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"{name} must be between 0 and 1, got {value}.")
+        if not self.judge_veto >= 0:
+            raise UserError(f"judge_veto must be at least 0, got {self.judge_veto}.")
         if self.task not in TASKS:
             raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.eval_data and not self.data:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["answer-only", "ftt", "cwt"]
-Schedule = Literal["shuffled", "by-index", "curriculum"]
+Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps"]
 
 
@@ -16,7 +16,10 @@ class Recipe:
         method: what carries the loss of a sample: the `answer-only`, the whole rationale (`ftt`),
             or one chunk with everything before it as context (`cwt`).
         schedule: of cwt. `shuffled` mixes all (example, chunk) pairs; in `by-index` all samples
-            of a step share one chunk index; in `curriculum` epoch e trains chunk e mod M.
+            of a step share one chunk index; in `curriculum` epoch e trains chunk e mod M;
+            `adaptive` draws each sample's chunk index in proportion to the gradient norm per token
+            that the index has shown lately (moving average over steps, held at a tenth of the
+            greatest or above).
         batch_size: samples of an optimizer step, over all micro-batches and processes.
         micro_batch_size: samples of one forward pass, 0 for all at once.
         budget: how long to train, counted in budget_unit.

@@ -29,6 +29,7 @@ class Sampler:
             tuple[int, int | None]
         ] = []  # (example, its chunk or None), drawn from the end
         self.epoch = 0
+        self.pull = [0.0] * max(item.chunks for item in items)  # gradient norm a token, by chunk
         self.dropped = 0  # samples whose target alone is longer than max_length
 
     def state(self) -> dict[str, Any]:
@@ -36,22 +37,37 @@ class Sampler:
             "random": self.random.getstate(),
             "queue": list(self.queue),
             "epoch": self.epoch,
+            "pull": list(self.pull),
             "dropped": self.dropped,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.random.setstate(state["random"])
         self.queue, self.epoch = list(state["queue"]), state["epoch"]
-        self.dropped = state["dropped"]
+        self.pull, self.dropped = list(state["pull"]), state["dropped"]
+
+    def observe(self, tokens: Sequence[float], grad_norm_sum: Sequence[float]) -> None:
+        """Takes in what the last step saw of each chunk index; `adaptive` draws by it.
+
+        Args:
+            tokens: (C,) loss-bearing tokens.
+            grad_norm_sum: (C,) sum of their gradients' norms with respect to the logits.
+        """
+        for m, (n, total) in enumerate(zip(tokens, grad_norm_sum, strict=True)):
+            if n:
+                seen = total / n
+                self.pull[m] = 0.95 * self.pull[m] + 0.05 * seen if self.pull[m] else seen
 
     def draw(self) -> list[Sample]:
         """Returns the samples of one optimizer step."""
         index = None
         if self.recipe.method == "cwt" and self.recipe.schedule == "by-index":
-            index = self.random.randrange(max(item.chunks for item in self.items))
+            index = self.random.randrange(len(self.pull))
         drawn: list[Sample] = []
         misses = 0
         while len(drawn) < self.recipe.batch_size:
+            if self.recipe.method == "cwt" and self.recipe.schedule == "adaptive":
+                index = self._adaptive()
             row = self._next(index)
             if row is not None and row.loss_tokens:
                 drawn.append(row)
@@ -62,6 +78,12 @@ class Sampler:
                     f"no sample has its target within max_length {self.recipe.max_length} tokens."
                 )
         return drawn
+
+    def _adaptive(self) -> int:
+        most = max(self.pull)
+        unseen = most or 1.0  # an index not drawn yet counts as the strongest
+        weights = [max(w, 0.1 * most) if w else unseen for w in self.pull]
+        return self.random.choices(range(len(weights)), weights)[0]
 
     def _next(self, index: int | None) -> Sample | None:
         if not self.queue:

@@ -5,6 +5,8 @@ only for the answer, with all later units of the teacher in place, and leaks: la
 results. `oracle`, `random` and `none` are controls.
 """
 
+import itertools
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from .tasks import ANSWER, CORE
 from .train import Progress
 
 Judge = Literal["forward", "literal", "oracle", "random", "none"]
+Part = Literal["unit", "chunk"]
 Keep = frozenset[int]
 
 
@@ -30,6 +33,7 @@ class Decision:
     Attributes:
         flipped: the later tokens that stopped being the arg-max: text, unit, and the probability
             with and without the unit.
+        answer_rise: how much the answer's NLL rises without the unit, in nats.
     """
 
     id: str
@@ -37,6 +41,7 @@ class Decision:
     text: str
     skipped: bool
     flipped: list[dict[str, Any]]
+    answer_rise: float
 
 
 def middle(item: Encoded) -> range:
@@ -44,68 +49,102 @@ def middle(item: Encoded) -> range:
     return range(1, len(item.units) - 1)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a model-based judge asks.
+
+    Reference: one pass over the kept units. Eligible: the later tokens that are the arg-max there
+    with p >= threshold and are not the first of a unit; for `literal` the tokens of the answer
+    after "The answer is", whatever their p (an item whose answer is wrong to begin with keeps all
+    its units). A part of the rationale goes iff its absence upsets no eligible token.
+
+    Attributes:
+        judge: `forward` or `literal`.
+        threshold: smallest probability of an eligible token in the reference pass.
+        onsets: the first token of a unit may be eligible too.
+        floor: a token is upset when it stops being the arg-max, or when its probability falls
+            below this; 0 asks for the arg-max alone.
+        veto: a part also stays when the NLL of the answer rises by more than this, in nats.
+        cumulative: left to right with the holes already made; otherwise each part is judged with
+            all others in place.
+        part: what goes or stays as one: a `unit`, or a `chunk` with all its units.
+    """
+
+    judge: Literal["forward", "literal"] = "forward"
+    threshold: float = 0.9
+    onsets: bool = False
+    floor: float = 0.0
+    veto: float = math.inf
+    cumulative: bool = True
+    part: Part = "unit"
+
+
 def judge_units(
-    judge: Literal["forward", "literal"],
+    rule: Rule,
     model: PreTrainedModel,
     encoder: Encoder,
     items: Sequence[Encoded],
     keeps: Sequence[Keep] | None = None,
-    threshold: float = 0.9,
     batch_size: int = 32,
     progress: Progress = lambda share, text: None,
 ) -> tuple[list[Keep], list[Decision]]:
     """Returns for each item the units that stay, and every decision with its evidence.
 
-    Reference: one pass over the kept units. Eligible: the later tokens that are the arg-max there
-    with p >= threshold and are not the first of a unit; for `literal` the tokens of the answer
-    after "The answer is", whatever their p (an item whose answer is wrong to begin with keeps all
-    its units). Then, left to right, with the holes already made: a unit goes iff no eligible
-    token stops being the arg-max.
-
     Args:
-        judge: `forward` or `literal`.
+        rule: what is asked.
         model: the student that judges.
         encoder: of the student.
         items: the examples.
         keeps: what earlier rounds left, None for all units.
-        threshold: smallest probability of an eligible token in the reference pass.
         batch_size: rows of one pass.
         progress: is told the share done.
     """
-    model.eval()
-    kept = [frozenset(range(len(x.units))) for x in items] if keeps is None else list(keeps)
+    start = [frozenset(range(len(x.units))) for x in items] if keeps is None else list(keeps)
+    kept = list(start)
     decisions: list[Decision] = []
-    reference = _passes(model, encoder, items, kept, batch_size)
-    eligible = [
-        _answer_tokens(encoder, item, tokens)
-        if judge == "literal"
-        else _confident_tokens(tokens, threshold)
-        for item, tokens in zip(items, reference, strict=True)
-    ]
-    longest = max(len(item.units) for item in items)
-    for u in range(1, longest - 1):
-        some = [
-            i for i, item in enumerate(items) if u in middle(item) and u in kept[i] and eligible[i]
+    reference = _passes(model, encoder, items, start, batch_size)
+    eligible = [_eligible(rule, encoder, item, r) for item, r in zip(items, reference, strict=True)]
+    parts = [_parts(rule, item) for item in items]
+    most = max(map(len, parts))
+    for n in range(most):
+        asked = [
+            (i, kept[i] & parts[i][n])
+            for i in range(len(items))
+            if n < len(parts[i]) and kept[i] & parts[i][n] and eligible[i]
         ]
-        holes = [kept[i] - {u} for i in some]
-        after = _passes(model, encoder, [items[i] for i in some], holes, batch_size)
-        for i, hole, tokens in zip(some, holes, after, strict=True):
+        holes = [(kept if rule.cumulative else start)[i] - gone for i, gone in asked]
+        after = _passes(model, encoder, [items[i] for i, _ in asked], holes, batch_size)
+        for (i, gone), tokens in zip(asked, after, strict=True):
+            item, last = items[i], len(items[i].units) - 1
             flips = [
                 {
-                    "token": encoder.text([items[i].units[v][p]]),
+                    "token": encoder.text([item.units[v][p]]),
                     "unit": v,
                     "p_with": round(reference[i][v, p][1], 4),
                     "p_without": round(tokens[v, p][1], 4),
                 }
                 for v, p in sorted(eligible[i])
-                if v > u and (v, p) in tokens and not tokens[v, p][0]
+                if v > max(gone)
+                and (v, p) in tokens
+                and (not tokens[v, p][0] or tokens[v, p][1] < rule.floor)
             ]
-            text = encoder.text(items[i].units[u]).strip()
-            decisions.append(Decision(items[i].id, u, text, not flips, flips))
-            if not flips:
-                kept[i] = hole
-        progress(u / max(1, longest - 2), f"unit {u}")
+            rise = _answer_nll(tokens, last) - _answer_nll(reference[i], last)
+            skipped = not flips and rise <= rule.veto
+            for u in sorted(gone):
+                text = encoder.text(item.units[u]).strip()
+                decisions.append(Decision(item.id, u, text, skipped, flips, round(rise, 4)))
+            if skipped:
+                kept[i] -= gone
+        progress((n + 1) / most, f"part {n + 1}")
     return kept, decisions
+
+
+def _parts(rule: Rule, item: Encoded) -> list[frozenset[int]]:
+    """Returns what may be left out of an item, in order."""
+    if rule.part == "unit":
+        return [frozenset({u}) for u in middle(item)]
+    spans = itertools.pairwise(item.boundaries)
+    return [part for a, b in spans if (part := frozenset(range(a, b)) & frozenset(middle(item)))]
 
 
 def oracle_units(examples: Sequence[Example]) -> list[Keep]:
@@ -157,12 +196,20 @@ def removal_rates(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[st
 Tokens = dict[tuple[int, int], tuple[bool, float]]  # (unit, position) -> (is the arg-max, p)
 
 
-def _confident_tokens(reference: Tokens, threshold: float) -> set[tuple[int, int]]:
+def _eligible(
+    rule: Rule, encoder: Encoder, item: Encoded, reference: Tokens
+) -> set[tuple[int, int]]:
+    if rule.judge == "literal":
+        return _answer_tokens(encoder, item, reference)
     return {
         (u, p)
         for (u, p), (right, probability) in reference.items()
-        if right and probability >= threshold and p > 0
+        if right and probability >= rule.threshold and (p > 0 or rule.onsets)
     }
+
+
+def _answer_nll(tokens: Tokens, answer: int) -> float:
+    return -sum(math.log(max(p, 1e-30)) for (u, _), (_, p) in tokens.items() if u == answer)
 
 
 def _answer_tokens(encoder: Encoder, item: Encoded, reference: Tokens) -> set[tuple[int, int]]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from . import data as data_module
 from .chunking import ChunkMethod, Segmenter
-from .config import save_config
+from .config import RunConfig, save_config
 from .data import Example, read_examples, write_examples
 from .encode import Encoded, Encoder
 from .errors import UserError
@@ -21,6 +21,7 @@ from .files import read_json, write_json, write_lines
 from .recipe import Recipe
 from .skip import (
     Keep,
+    Rule,
     judge_units,
     oracle_units,
     random_units,
@@ -214,6 +215,19 @@ def train_on_skips(
     )  # fmt: skip
 
 
+def judge_rule(c: RunConfig, judge: str) -> Rule:
+    """Returns what the forward or literal judge of a run asks."""
+    return Rule(
+        judge="literal" if judge == "literal" else "forward",
+        threshold=c.threshold,
+        onsets=c.judge_onsets,
+        floor=c.judge_floor,
+        veto=c.judge_veto,
+        cumulative=c.judge_cumulative,
+        part=c.judge_part,
+    )
+
+
 def find_skips(
     ws: Workspace, name: str, judge: str, start: str, before: str | None = None,
     progress: Progress = quiet,
@@ -238,10 +252,8 @@ def find_skips(
         model, encoder = open_student(ws, str(ws.student(start)))
         items = load_training(ws, encoder)
         earlier = ws.keeps(before) if before else None
-        keeps, decisions = judge_units(
-            "forward" if judge == "forward" else "literal",
-            model, encoder, items, earlier, ws.config.threshold, progress=progress,
-        )  # fmt: skip
+        rule = judge_rule(ws.config, judge)
+        keeps, decisions = judge_units(rule, model, encoder, items, earlier, progress=progress)
     else:
         items = [Encoded(e.id, (), tuple(() for _ in e.units), (0, len(e.units))) for e in examples]
         if judge == "oracle":

@@ -139,7 +139,7 @@ class _Run:
             loss += float(result.loss.detach())
             table = torch.stack(
                 [result.stats.tokens, result.stats.nll_sum, result.stats.grad_norm_sum]
-            ).double()
+            )
             stats = table if stats is None else stats + table
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -147,6 +147,9 @@ class _Run:
         self.spent.loss_tokens += count
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
         assert stats is not None
+        stats = self.accelerator.reduce(stats, "sum")  # the same on every process
+        tokens, _, norms = stats.tolist()
+        self.sampler.observe(tokens, norms)
         return {"loss": loss, "stats": stats}
 
     def _forward(self, samples: list[Sample], count: int) -> "cwt_ext.ChunkLoss":
