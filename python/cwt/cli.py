@@ -18,6 +18,8 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   eval     evaluate one student on the test questions (--method CWT)
   report   write report.json and report.md again, print the table
   inspect  show one example: chunks, loss of each, what was skipped and why
+  diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
+  evidence run tasks x seeds x methods, write the tables with intervals
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
 """
@@ -45,17 +47,20 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _parse(command: str, argv: list[str], begins: bool, extra: dict[str, Any]) -> tuple[Any, Any]:
+def _parse(
+    command: str, argv: list[str], begins: bool, extra: dict[str, Any], many: bool = False
+) -> tuple[Any, Any]:
     """Returns (workspace, the options that are not of the configuration).
 
     Values come from the defaults, then the run saved in --out, then --preset, then --config, then
-    the flags. Only a command that begins a run may be given a new folder.
+    the flags. Only a command that begins a run may be given a new folder. With `many` the folder is
+    one of several runs.
     """
     from transformers import HfArgumentParser
 
     from .config import RunConfig, preset_values, yaml_values
     from .students import check_student, quiet_libraries
-    from .workspace import open_workspace, saved_config
+    from .workspace import Workspace, open_workspace, saved_config
 
     quiet_libraries()
 
@@ -74,8 +79,8 @@ def _parse(command: str, argv: list[str], begins: bool, extra: dict[str, Any]) -
 
     found = parser(description=COMMANDS[command].__doc__)
     first = found.parse_args(argv)
-    out = first.out or Path("runs") / (first.preset or "default")
-    saved = saved_config(out)
+    out = first.out or Path("runs") / (command if many else first.preset or "default")
+    saved = None if many else saved_config(out)
     if saved is None and not begins:
         raise UserError(f"--out {out}: no run there yet; begin one with `cwt run` or `cwt data`.")
     values = asdict(saved) if saved else {}
@@ -87,7 +92,7 @@ def _parse(command: str, argv: list[str], begins: bool, extra: dict[str, Any]) -
     config, rest = found.parse_args_into_dataclasses(argv)
     if begins:
         check_student(config.student)
-    return open_workspace(config, out), rest
+    return (Workspace if many else open_workspace)(config, out), rest
 
 
 def _print(text: str) -> None:
@@ -258,6 +263,52 @@ def _table(ws: Any) -> None:
     _print(f"{ws.out / 'report.json'}, {ws.out / 'report.md'}")
 
 
+def diagnose(argv: list[str]) -> None:
+    """Shows where the gradients of a student come from, and how sharp its loss is."""
+    from .stages import METHODS, diagnose_student
+
+    options = {"--method": {"required": True, "help": "student, e.g. CWT or STT-round-1"}}
+    ws, rest = _parse("diagnose", argv, False, options)
+    known = [*METHODS, *(f"STT-round-{r}" for r in range(1, ws.config.rounds + 1))]
+    if rest.method not in known:
+        raise UserError(f"diagnose: --method must be one of {', '.join(known)}, got {rest.method}.")
+    found = diagnose_student(ws, rest.method)
+    for group in ("by_kind", "by_chunk"):
+        for name, row in found.get(group, {}).items():
+            facts = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
+            _print(f"{group[3:]} {name}: {facts}")
+    for part in ("train", "test"):
+        facts = ", ".join(f"{key} {value:.4g}" for key, value in found[part].items())
+        _print(f"{part}: {facts}")
+
+
+def evidence(argv: list[str]) -> None:
+    """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares."""
+    from .tasks import TASKS
+
+    options = {
+        "--tasks": {"default": ",".join(TASKS), "help": "generated tasks, comma-separated"},
+        "--seeds": {"default": "0,1,2", "help": "comma-separated"},
+        "--jobs": {"type": int, "default": 0, "help": "runs side by side, 0 for one a core"},
+    }
+    ws, rest = _parse("evidence", argv, True, options, many=True)
+    from .evidence import as_markdown, parse_list, run_matrix
+    from .schedule import default_jobs
+
+    if ws.config.data:
+        raise UserError("evidence: takes generated tasks; --data is for `cwt run`.")
+    tasks = parse_list(rest.tasks, "tasks", list(TASKS))
+    seeds = parse_list(rest.seeds, "seeds")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"--seeds must be whole numbers, got {rest.seeds!r}.")
+    if rest.jobs < 0:
+        raise UserError(f"evidence: --jobs must not be negative, got {rest.jobs}.")
+    jobs = rest.jobs or default_jobs(ws)
+    found = run_matrix(ws.config, tasks, [int(s) for s in seeds], ws.out, jobs, _print)
+    _print(as_markdown(found))
+    _print(f"{ws.out / 'evidence.json'}, {ws.out / 'evidence.md'}")
+
+
 def inspect(argv: list[str]) -> None:
     """Shows one training example: its chunks, the loss of each, what was skipped and why."""
     options = {
@@ -279,6 +330,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "report": report,
     "inspect": inspect,
+    "diagnose": diagnose,
+    "evidence": evidence,
 }
 
 if __name__ == "__main__":

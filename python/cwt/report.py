@@ -5,7 +5,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import read_json, write_json, write_text
-from .stages import METHODS
+from .stages import METHODS, VARIANTS
 from .workspace import Workspace
 
 COLUMNS = (
@@ -75,8 +75,8 @@ def make_report(ws: Workspace) -> dict[str, Any]:
 
 
 ORDER = (
-    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", "CWT-continued", "STT",
-    "literal-skips", "random-skips", "oracle-skips",
+    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", *VARIANTS,
+    "CWT-sentence-dropout", "CWT-continued", "STT", "literal-skips", "random-skips", "oracle-skips",
 )  # fmt: skip
 
 

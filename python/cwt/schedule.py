@@ -86,6 +86,11 @@ def _drain(updates: Any, report: Report) -> None:
 def _start_worker(updates: Any, threads: int) -> None:
     global _updates
     _updates = updates
+    set_up_worker(threads)
+
+
+def set_up_worker(threads: int) -> None:
+    """Prepares a process that trains beside others, each on its share of the cores."""
     torch.set_num_threads(threads)
     quiet_libraries()
 

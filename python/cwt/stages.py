@@ -5,20 +5,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel
 
 from . import data as data_module
-from .chunking import ChunkMethod, Segmenter
+from .chunking import ChunkMethod, Segmenter, average_chunks
 from .config import RunConfig, save_config
 from .data import Example, read_examples, write_examples
+from .diagnostics import diagnose
 from .encode import Encoded, Encoder
 from .errors import UserError
 from .evaluate import as_rows, evaluate
 from .files import read_json, write_json, write_lines
-from .recipe import Recipe
+from .recipe import Recipe, Schedule
 from .skip import (
     Keep,
     Rule,
@@ -135,9 +136,9 @@ def open_student(ws: Workspace, name: str) -> tuple[PreTrainedModel, Encoder]:
     return model.to(device), Encoder(tokenizer, ws.config.prompt)
 
 
-def load_training(ws: Workspace, encoder: Encoder) -> list[Encoded]:
-    """Returns the training examples in tokens, with their chunks."""
-    pairs = zip(ws.examples("train"), ws.boundaries(), strict=True)
+def load_training(ws: Workspace, encoder: Encoder, chunking: str = "") -> list[Encoded]:
+    """Returns the training examples in tokens, chunked as configured or as asked for."""
+    pairs = zip(ws.examples("train"), ws.boundaries(chunking), strict=True)
     return [encoder.encode(example, boundaries) for example, boundaries in pairs]
 
 
@@ -157,8 +158,12 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
     )
     if method == "FTT":
         return recipe
-    if method == "CWT":
-        return replace(recipe, method="cwt", batch_size=c.cwt_batch_size)
+    if method.startswith("CWT"):
+        recipe = replace(recipe, method="cwt", batch_size=c.cwt_batch_size)
+        what = method.removeprefix("CWT").removeprefix("-")
+        if what == "sentence-dropout":
+            return replace(recipe, sentence_dropout=c.sentence_dropout)
+        return replace(recipe, schedule=what) if what in get_args(Schedule) else recipe
     if method == "FTT-small-batch":
         return replace(recipe, batch_size=c.small_batch_size)
     if method == "FTT-sentence-dropout":
@@ -186,7 +191,8 @@ def train_base(ws: Workspace, method: str, progress: Progress = quiet) -> None:
     if ws.trained(method):
         return
     model, encoder = open_student(ws, ws.config.student)
-    items = load_training(ws, encoder)
+    own = method.removeprefix("CWT-")
+    items = load_training(ws, encoder, own if own in CHUNKINGS else "")
     recipe = base_recipe(ws, method)
     train(
         model, encoder, items, [None] * len(items), recipe, ws.student(method), progress,
@@ -320,6 +326,26 @@ def evaluate_student(
     write_json(path, asdict(found))
 
 
+def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, Any]:
+    """Writes diagnostics/<name>.json: what its gradients and its loss look like.
+
+    Held-out examples are validation questions under average chunking.
+    """
+    path = ws.out / "diagnostics" / f"{name}.json"
+    if path.exists():
+        return dict(read_json(path))
+    if not ws.trained(name):
+        raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
+    model, encoder = open_student(ws, str(ws.student(name)))
+    held_out = [e for e in ws.examples("validation") if len(e.units) > 1][:examples]
+    cuts = [average_chunks(len(e.units) - 1, ws.config.chunks) for e in held_out]
+    test = [encoder.encode(e, [*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]
+    known = load_training(ws, encoder)[:examples]
+    found = diagnose(model, encoder, (ws.examples("train")[:examples], known), (held_out, test))
+    write_json(path, found)
+    return found
+
+
 Stage = Callable[[Workspace, Progress], str]  # returns the name of the student to evaluate
 
 
@@ -345,6 +371,9 @@ def _stt(ws: Workspace, progress: Progress) -> str:
     return best_round(ws)
 
 
+# CWT with other chunks or another schedule than configured: rows only where they are asked for.
+VARIANTS = ("CWT-sbc", "CWT-sbc-exact", "CWT-dp", "CWT-by-index", "CWT-adaptive")
+
 # The rows of the table: what must be there before, and what is done.
 METHODS: dict[str, tuple[str | None, Stage]] = {
     "CWT": (None, _base("CWT")),
@@ -352,11 +381,13 @@ METHODS: dict[str, tuple[str | None, Stage]] = {
     "FTT": (None, _base("FTT")),
     "FTT-small-batch": (None, _base("FTT-small-batch")),
     "FTT-sentence-dropout": (None, _base("FTT-sentence-dropout")),
+    "CWT-sentence-dropout": (None, _base("CWT-sentence-dropout")),
     "STT": ("CWT", _stt),
     "CWT-continued": ("CWT", _control("CWT-continued", "none")),
     "literal-skips": ("CWT", _control("literal-skips", "literal")),
     "oracle-skips": ("CWT", _control("oracle-skips", "oracle")),
     "random-skips": ("STT", _control("random-skips", "random", like_stt=True)),
+    **{name: (None, _base(name)) for name in VARIANTS},
 }
 
 
@@ -378,7 +409,7 @@ def selected_methods(ws: Workspace) -> list[str]:
     """Returns the rows of the table that the configuration asks for, in the table's order."""
     possible = [m for m in METHODS if m != "oracle-skips" or not ws.config.data]
     if ws.config.methods == "all":
-        return possible
+        return [m for m in possible if m not in VARIANTS]
     asked = [name.strip() for name in ws.config.methods.split(",") if name.strip()]
     for name in asked:
         if name not in METHODS:

@@ -22,7 +22,8 @@ class Workspace:
     students/<name>/                 Hugging Face folders, with train.json and train_log.jsonl
     skips/<name>.json, .jsonl        units that stay; the evidence of every decision
     evals/<name>.json, .jsonl        score; what the student wrote
-    report.json, report.md
+    diagnostics/<name>.json          gradients by chunk and kind, sharpness
+    report.json, report.md, report.html
     """
 
     config: RunConfig
@@ -50,9 +51,9 @@ class Workspace:
             raise UserError(f"{self.out} holds no data yet; run `cwt data --out {self.out}` first.")
         return load_examples(path)
 
-    def boundaries(self) -> list[list[int]]:
-        """Returns the boundaries of every training example under the configured chunking."""
-        path = self.chunks(self.config.chunking)
+    def boundaries(self, chunking: str = "") -> list[list[int]]:
+        """Returns the boundaries of every training example, by default as configured."""
+        path = self.chunks(chunking or self.config.chunking)
         if not path.exists():
             raise UserError(
                 f"{self.out} holds no chunks yet; run `cwt chunk --out {self.out}` first."

@@ -1,0 +1,265 @@
+"""What the parts of a rationale pull at, and how sharp the place is where a student ended.
+
+Gradients are those of the loss with respect to the logits, softmax(z) - onehot(y), one vector a
+token. All figures are of the student as it is; nothing is trained.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+import cwt_ext
+
+from .data import Example
+from .encode import IGNORE, Encoded, Encoder, Sample, collate, forward, sample
+
+
+@dataclass(frozen=True)
+class UnitFigures:
+    """One unit of one rationale.
+
+    Attributes:
+        grad_share: of the sum of gradient norms over the rationale, in [0, 1].
+        token_share: of its tokens.
+        smoothing: ||mean g|| / mean ||g||, in [0, 1]; 1: all tokens pull the same way.
+        smoothing_control: the same of as many tokens drawn from the rationale at random. Fewer
+            tokens alone raise the ratio, so only the difference says something of the unit.
+    """
+
+    id: str
+    unit: int
+    chunk: int
+    kind: str | None
+    tokens: int
+    nll: float
+    grad_share: float
+    token_share: float
+    smoothing: float
+    smoothing_control: float
+
+
+def unit_figures(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    items: Sequence[Encoded],
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[UnitFigures]:
+    """Returns the figures of every unit of some examples, in order.
+
+    Args:
+        model: the student.
+        encoder: of the student.
+        examples: for the kinds of their units, where they are labelled.
+        items: the same examples in tokens.
+        batch_size: rows of one pass.
+        seed: of the random tokens of the control.
+    """
+    by_unit = [replace(item, boundaries=tuple(range(len(item.units) + 1))) for item in items]
+    rng = random.Random(f"control-{seed}")
+    found: dict[int, list[UnitFigures]] = {}
+    rows = [sample(item) for item in by_unit]
+    for part, batch, output in forward(model, encoder, rows, batch_size):
+        width = max(len(items[i].units) for i in part)
+        real = _statistics(output.logits, batch.labels, batch.chunk_ids, width)
+        shuffled = batch.chunk_ids.cpu().clone()
+        for row in shuffled:
+            bears = row >= 0
+            ids = row[bears].tolist()
+            rng.shuffle(ids)
+            row[bears] = torch.tensor(ids)
+        control = _statistics(
+            output.logits, batch.labels, shuffled.to(batch.chunk_ids.device), width
+        )
+        for b, i in enumerate(part):
+            found[i] = _of_item(items[i], examples[i], real[b], control[b])
+    return [figures for i in range(len(items)) for figures in found[i]]
+
+
+def _statistics(
+    logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, width: int
+) -> list[list[tuple[float, float, float, float]]]:
+    """Returns (tokens, nll, sum of norms, norm of the mean) of every row and unit."""
+    count = len(logits)
+    row = torch.arange(count, device=ids.device)[:, None]
+    ids = torch.where(ids >= 0, ids + row * width, -1)
+    stats = cwt_ext.chunk_loss(
+        logits, labels, ids, reduction="sum", num_chunks=count * width, mean_grad_norm=True
+    ).stats
+    assert stats is not None
+    assert stats.mean_grad_norm is not None
+    columns = (stats.tokens, stats.nll_sum, stats.grad_norm_sum, stats.mean_grad_norm)
+    table = torch.stack([c.double().cpu() for c in columns], -1).reshape(count, width, 4)
+    return table.tolist()
+
+
+def _of_item(item: Encoded, example: Example, real: Any, control: Any) -> list[UnitFigures]:
+    units = len(item.units)
+    tokens = sum(r[0] for r in real[:units])
+    norms = sum(r[2] for r in real[:units])
+    of_unit = item.chunk_of_units()
+    return [
+        UnitFigures(
+            id=item.id,
+            unit=u,
+            chunk=of_unit[u],
+            kind=example.kinds[u] if example.kinds else None,
+            tokens=int(real[u][0]),
+            nll=real[u][1],
+            grad_share=real[u][2] / norms,
+            token_share=real[u][0] / tokens,
+            smoothing=_ratio(real[u]),
+            smoothing_control=_ratio(control[u]),
+        )
+        for u in range(units)
+    ]
+
+
+def _ratio(figures: tuple[float, float, float, float]) -> float:
+    tokens, _, norms, mean = figures
+    return mean * tokens / norms if norms else 0.0
+
+
+def summarise(figures: Sequence[UnitFigures], by: str) -> dict[str, dict[str, float]]:
+    """Returns the figures of all units of each `kind`, or of each `chunk` index.
+
+    `per_token` is the gradient share over the token share: above 1 the group pulls harder than its
+    length explains. Smoothing ratios are means over units.
+    """
+    groups: dict[str, list[UnitFigures]] = defaultdict(list)
+    for f in figures:
+        groups[str(getattr(f, by))].append(f)
+    rationales = len({f.id for f in figures})
+    result = {}
+    for name, group in sorted(groups.items()):
+        n = len(group)
+        grad, length = sum(f.grad_share for f in group), sum(f.token_share for f in group)
+        result[name] = {
+            "units": n,
+            "grad_share": grad / rationales,
+            "token_share": length / rationales,
+            "per_token": grad / length,
+            "nll_per_token": sum(f.nll for f in group) / sum(f.tokens for f in group),
+            "smoothing": sum(f.smoothing for f in group) / n,
+            "smoothing_control": sum(f.smoothing_control for f in group) / n,
+        }
+    return result
+
+
+Loss = Callable[[], torch.Tensor]
+
+
+def mean_loss(model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded]) -> Loss:
+    """Returns the function that computes the token mean NLL over whole rationales, as FTT does.
+
+    Plain cross-entropy: the Hessian needs a second derivative, which chunk_loss refuses.
+    """
+    rows: list[Sample] = [row for item in items if (row := sample(item)) is not None]
+    batch = collate(rows, encoder.pad).to(model.device)
+
+    def loss() -> torch.Tensor:
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+
+    return loss
+
+
+def top_eigenvalue(
+    model: torch.nn.Module, loss: Loss, tolerance: float = 1e-2, seed: int = 0
+) -> float:
+    """Returns the greatest eigenvalue of the Hessian, by Lanczos iteration (scipy's eigsh).
+
+    A Hessian-vector product is the gradient of (gradient . v).
+
+    Args:
+        model: whose trainable parameters the Hessian is of.
+        loss: a scalar of them.
+        tolerance: relative.
+        seed: of the first vector.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sizes = [p.numel() for p in parameters]
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            flat = torch.from_numpy(vector.ravel()).to(parameters[0])
+            parts = [v.view_as(p) for v, p in zip(flat.split(sizes), parameters, strict=True)]
+            out = torch.autograd.grad(gradients, parameters, parts, retain_graph=True)
+            return torch.cat([h.flatten() for h in out]).double().cpu().numpy()
+
+        n = sum(sizes)
+        hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)
+        first = np.random.default_rng(seed).standard_normal(n)
+        (value,) = eigsh(
+            hessian, k=1, which="LA", v0=first, tol=tolerance, return_eigenvectors=False
+        )
+    return float(value)
+
+
+@torch.no_grad()
+def rise_under_noise(
+    model: torch.nn.Module, loss: Loss, scale: float = 0.05, draws: int = 5, seed: int = 0
+) -> float:
+    """Returns by how much the loss rises, on the mean, when every weight matrix is disturbed.
+
+    Each tensor gets Gaussian noise of `scale` times its own norm, so that students with weights of
+    different size compare.
+
+    Args:
+        model: its parameters are put back afterwards.
+        loss: a scalar of them.
+        scale: norm of the noise over the norm of the tensor.
+        draws: directions averaged over.
+        seed: of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    at_rest = float(loss())
+    saved = [p.detach().clone() for p in model.parameters()]
+    total = 0.0
+    for _ in range(draws):
+        for p, original in zip(model.parameters(), saved, strict=True):
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            p.copy_(original + noise * (scale * original.norm() / noise.norm()))
+        total += float(loss()) - at_rest
+    for p, original in zip(model.parameters(), saved, strict=True):
+        p.copy_(original)
+    return total / draws
+
+
+def diagnose(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    train: tuple[Sequence[Example], Sequence[Encoded]],
+    test: tuple[Sequence[Example], Sequence[Encoded]],
+    sharpness_examples: int = 32,
+) -> dict[str, Any]:
+    """Returns everything this module knows of a student, on training and on held-out examples."""
+    model.eval()
+    figures = unit_figures(model, encoder, *test)
+    parts: dict[str, Any] = {"by_chunk": summarise(figures, "chunk")}
+    if any(f.kind for f in figures):
+        parts["by_kind"] = summarise(figures, "kind")
+    for name, (_, items) in (("train", train), ("test", test)):
+        loss = mean_loss(model, encoder, items[:sharpness_examples])
+        parts[name] = {
+            "loss": float(loss().detach()),
+            "top_eigenvalue": top_eigenvalue(model, loss),
+            "rise_under_noise": rise_under_noise(model, loss),
+        }
+    parts["units"] = [asdict(f) for f in itertools.islice(figures, 200)]
+    return parts
