@@ -83,7 +83,7 @@ def test_a_rerun_computes_nothing_again(finished):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == len(METHODS) - len(VARIANTS)
     changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
-    assert changed <= {"report.json", "report.md"}
+    assert changed <= {"report.json", "report.md", "report.html"}
 
 
 def test_inspect_shows_chunks_losses_and_reasons(finished):

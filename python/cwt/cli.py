@@ -16,7 +16,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   train    train one method (--method CWT)
   skip     decide which units a student can do without (one round of STT)
   eval     evaluate one student on the test questions (--method CWT)
-  report   write report.json and report.md again, print the table
+  report   write report.json, .md and .html again, print the table
   inspect  show one example: chunks, loss of each, what was skipped and why
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
   evidence run tasks x seeds x methods, write the tables with intervals
@@ -235,7 +235,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def report(argv: list[str]) -> None:
-    """Writes report.json and report.md from what the run holds, and prints the table."""
+    """Writes report.json, .md and .html from what the run holds, and prints the table."""
     ws, _ = _parse("report", argv, False, {})
     _table(ws)
 
@@ -244,6 +244,7 @@ def _table(ws: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from .page import write_page
     from .report import COLUMNS, cells, data_lines, make_report, notes
 
     found = make_report(ws)
@@ -260,7 +261,7 @@ def _table(ws: Any) -> None:
     console.print(table)
     for line in notes(found):
         console.print(line, highlight=False)
-    _print(f"{ws.out / 'report.json'}, {ws.out / 'report.md'}")
+    _print(f"{ws.out / 'report.json'}, {ws.out / 'report.md'}, {write_page(ws, found)}")
 
 
 def diagnose(argv: list[str]) -> None:

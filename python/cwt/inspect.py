@@ -1,6 +1,9 @@
-"""One example in the terminal: its chunks, what each costs the student, what was skipped."""
+"""Examples to look at: their chunks, what each unit costs a student, what was skipped and why."""
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -11,54 +14,123 @@ from .stages import load_training, open_student
 from .workspace import Workspace
 
 
-def show_example(ws: Workspace, index: int, student: str = "") -> None:
-    """Prints a training example; units that the last judged round left out are struck through."""
-    examples = ws.examples("train")
-    if not 0 <= index < len(examples):
-        raise UserError(f"inspect: --index must be in 0..{len(examples) - 1}, got {index}.")
-    if student and not ws.trained(student):
-        raise UserError(f"inspect: there is no student {student!r} in {ws.out / 'students'}.")
+@dataclass(frozen=True)
+class UnitView:
+    """One unit: what it says, what it costs, and the decision on it, None where none was made."""
+
+    text: str
+    kind: str | None
+    chunk: int
+    tokens: int
+    nll: float
+    kept: bool
+    decision: dict[str, Any] | None
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nll / self.tokens
+
+    def reason(self) -> str:
+        """Returns why the unit stays or goes, in a line; empty where nothing was decided."""
+        if self.decision is None:
+            return ""
+        flips = self.decision["flipped"]
+        if self.decision["skipped"]:
+            return "nothing later depends on it"
+        if not flips:
+            return f"stays: the answer's NLL rises by {self.decision['answer_rise']:.2f} nats"
+        first = flips[0]
+        return (
+            f"stays: {len(flips)} later tokens change, first {first['token']!r} "
+            f"(p {first['p_with']:.2f} -> {first['p_without']:.2f})"
+        )
+
+
+@dataclass(frozen=True)
+class ExampleView:
+    """One training example, unit by unit."""
+
+    id: str
+    question: str
+    answer: str
+    units: tuple[UnitView, ...]
+
+    def chunks(self) -> list[list[UnitView]]:
+        return [
+            [unit for unit in self.units if unit.chunk == m]
+            for m in range(self.units[-1].chunk + 1)
+        ]
+
+
+def last_round(ws: Workspace) -> str | None:
+    """Returns the last judged round of STT, None before the first."""
+    rounds = [f"STT-round-{r}" for r in range(ws.config.rounds, 0, -1)]
+    return next((r for r in rounds if ws.skips(r).exists()), None)
+
+
+def view_examples(
+    ws: Workspace, indices: Sequence[int], student: str = ""
+) -> tuple[list[ExampleView], str]:
+    """Returns some training examples, and the student whose losses they show.
+
+    Args:
+        ws: the run.
+        indices: of the training examples.
+        student: of the run; by default CWT, or the given student before that is trained.
+    """
     name = student or ("CWT" if ws.trained("CWT") else "")
     model, encoder = open_student(ws, str(ws.student(name)) if name else ws.config.student)
-    example, item = examples[index], load_training(ws, encoder)[index]
-    (nll,) = unit_nll(model, encoder, [item], 1)
-    tokens = np.array([len(unit) for unit in item.units])
-    rounds = [f"STT-round-{r}" for r in range(ws.config.rounds, 0, -1)]
-    judged = next((r for r in rounds if ws.skips(r).exists()), None)
-    keep = set(read_json(ws.skips(judged))["keeps"][index]) if judged else set(range(len(tokens)))
-    why: dict[int, str] = {}
-    for r in reversed(rounds):
-        path = ws.skips(r).with_suffix(".jsonl")
+    examples, items = ws.examples("train"), load_training(ws, encoder)
+    nlls = unit_nll(model, encoder, [items[i] for i in indices], 16)
+    judged = last_round(ws)
+    keeps = read_json(ws.skips(judged))["keeps"] if judged else None
+    decisions: dict[tuple[str, int], dict[str, Any]] = {}
+    for r in range(1, ws.config.rounds + 1):
+        path = ws.skips(f"STT-round-{r}").with_suffix(".jsonl")
         for row in read_lines(path) if path.exists() else []:
-            if row["id"] == example.id:
-                why[row["unit"]] = _reason(row)
-
-    console = Console(width=None if Console().is_terminal else 120, highlight=False)
-    console.print(f"[bold]{escape(example.id)}[/]  {escape(example.question)}")
-    console.print(f"loss of {name or ws.config.student}, chunks by {ws.config.chunking}\n")
-    for m, (a, b) in enumerate(zip(item.boundaries, item.boundaries[1:], strict=False)):
-        cost = nll[a:b].sum() / tokens[a:b].sum()
-        console.print(f"[bold]chunk {m}[/]  {cost:.3f} nats a token, {tokens[a:b].sum()} tokens")
-        for u in range(a, b):
-            kind = f"{example.kinds[u]:8}" if example.kinds else ""
-            text = escape(example.units[u].strip())
-            mark = "   " if u in keep else "-- "
-            shown = text if u in keep else f"[strike dim]{text}[/]"
-            console.print(
-                f"  {mark}{kind} {nll[u] / tokens[u]:6.3f}  {shown}  [dim]{why.get(u, '')}[/]"
+            decisions[row["id"], row["unit"]] = row
+    views = []
+    for i, nll in zip(indices, nlls, strict=True):
+        example, of_unit = examples[i], items[i].chunk_of_units()
+        units = tuple(
+            UnitView(
+                text=text.strip(),
+                kind=example.kinds[u] if example.kinds else None,
+                chunk=of_unit[u],
+                tokens=len(items[i].units[u]),
+                nll=float(nll[u]),
+                kept=keeps is None or u in keeps[i],
+                decision=decisions.get((example.id, u)),
             )
-    if judged:
+            for u, text in enumerate(example.units)
+        )
+        views.append(ExampleView(example.id, example.question, example.answer, units))
+    return views, name or ws.config.student
+
+
+def show_example(ws: Workspace, index: int, student: str = "") -> None:
+    """Prints a training example; units that the last judged round left out are struck through."""
+    count = len(ws.examples("train"))
+    if not 0 <= index < count:
+        raise UserError(f"inspect: --index must be in 0..{count - 1}, got {index}.")
+    if student and not ws.trained(student):
+        raise UserError(f"inspect: there is no student {student!r} in {ws.out / 'students'}.")
+    (view,), name = view_examples(ws, [index], student)
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    console.print(f"[bold]{escape(view.id)}[/]  {escape(view.question)}")
+    console.print(f"loss of {name}, chunks by {ws.config.chunking}\n")
+    for m, units in enumerate(view.chunks()):
+        tokens = sum(unit.tokens for unit in units)
+        cost = sum(unit.nll for unit in units) / tokens
+        console.print(f"[bold]chunk {m}[/]  {cost:.3f} nats a token, {tokens} tokens")
+        for unit in units:
+            kind = f"{unit.kind:8}" if unit.kind else ""
+            text = escape(unit.text)
+            mark = "   " if unit.kept else "-- "
+            shown = text if unit.kept else f"[strike dim]{text}[/]"
+            console.print(
+                f"  {mark}{kind} {unit.nats_per_token:6.3f}  {shown}  "
+                f"[dim]{escape(unit.reason())}[/]"
+            )
+    if judged := last_round(ws):
         console.print(f"\n-- left out by {judged} ({ws.config.judge} judge)")
-
-
-def _reason(row: dict[str, object]) -> str:
-    flips = row["flipped"]
-    if row["skipped"]:
-        return "nothing later depends on it"
-    assert isinstance(flips, list)
-    first = flips[0]
-    token = escape(repr(first["token"]))
-    return (
-        f"stays: {len(flips)} later tokens change, first {token} "
-        f"(p {first['p_with']:.2f} -> {first['p_without']:.2f})"
-    )

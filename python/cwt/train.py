@@ -128,12 +128,15 @@ class _Run:
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
         size = recipe.micro_batch_size or len(samples)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+        # The mean gradient of a chunk is known where one pass on one process holds all of it.
+        measures = len(parts) == 1 and self.accelerator.num_processes == 1
+        measures &= self.spent.optimizer_steps % 25 == 0
         self.optimizer.zero_grad()
         loss, stats = 0.0, None
         for i, part in enumerate(parts):
             wait = i + 1 < len(parts)
             with self.accelerator.no_sync(self.model) if wait else nullcontext():
-                result = self._forward(part, count)
+                result = self._forward(part, count, measures)
                 # DDP averages gradients over processes, the step wants their sum.
                 self.accelerator.backward(result.loss * self.accelerator.num_processes)
             loss += float(result.loss.detach())
@@ -150,9 +153,12 @@ class _Run:
         stats = self.accelerator.reduce(stats, "sum")  # the same on every process
         tokens, _, norms = stats.tolist()
         self.sampler.observe(tokens, norms)
-        return {"loss": loss, "stats": stats}
+        mean_norm = result.stats.mean_grad_norm.tolist() if measures else None
+        return {"loss": loss, "stats": stats, "mean_norm": mean_norm}
 
-    def _forward(self, samples: list[Sample], count: int) -> "cwt_ext.ChunkLoss":
+    def _forward(
+        self, samples: list[Sample], count: int, mean_grad_norm: bool
+    ) -> "cwt_ext.ChunkLoss":
         batch = collate(samples, self.pad).to(self.accelerator.device)
         logits = self.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -160,10 +166,12 @@ class _Run:
         return cwt_ext.chunk_loss(
             logits, batch.labels, batch.chunk_ids,
             reduction="sum", normalizer=count, num_chunks=self.chunks, validate=False,
+            mean_grad_norm=mean_grad_norm,
         )  # fmt: skip
 
     def log(self, figures: dict[str, Any]) -> None:
         tokens, nll, norm = figures["stats"].tolist()
+        mean = figures["mean_norm"]
         self.rows.append(
             {
                 "step": self.spent.optimizer_steps,
@@ -173,6 +181,7 @@ class _Run:
                 "chunk_tokens": [int(t) for t in tokens],
                 "chunk_nll": [round(v, 4) for v in nll],
                 "chunk_grad_norm": [round(v, 4) for v in norm],
+                **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
             }
         )
 
