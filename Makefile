@@ -24,7 +24,6 @@ lint: .venv/test
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: .venv/test
-	$(BIN)/pip install -q ruptures
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps

@@ -6,6 +6,9 @@ beforehand); the ratio is the median of the paired ratios of CPU time, the times
 return the same breakpoints; "norm" takes the same time.
 
     python benchmarks/bench_segment.py [repetitions, 15]
+    python -m pytest benchmarks/bench_segment.py --benchmark-only
+
+The first prints the table of benchmarks/README.md, the second absolute wall times of both.
 """
 
 import os
@@ -17,6 +20,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 import ruptures
 
 from cwt_ext import _segment, segment, segment_batch
@@ -98,6 +102,18 @@ def single_case(rng, n, k, repetitions, wanted):
         lambda: segment(x, k=k, objective="ls"), lambda: kernel_cpd(double, k), repetitions
     )
     show(f"n = {n}, K = {k}", f"{a * 1e3:.2f} ms", f"{b * 1e3:.1f} ms", ratio, wanted)
+
+
+@pytest.mark.parametrize(("n", "k"), [(26, 4), (200, 10), (1000, 20)])
+@pytest.mark.parametrize("library", ["cwt_ext", "ruptures"])
+def test_segment(benchmark, library, n, k):
+    x = np.random.default_rng(0).normal(size=(n, D)).astype(np.float32)
+    benchmark.group = f"n = {n}, K = {k}"
+    if library == "ruptures":
+        found = benchmark(kernel_cpd, x.astype(np.float64), k)
+    else:
+        found = benchmark(segment, x, k=k, objective="ls").boundaries[1:]
+    assert list(found) == list(kernel_cpd(x.astype(np.float64), k))
 
 
 def main():

@@ -64,7 +64,7 @@ def run_matrix(
         jobs: runs side by side, each on its share of the cores.
         report: is told a line for every run that is done.
     """
-    cells = [(task, seed) for seed in seeds for task in tasks]
+    cells = [(task, seed) for task in tasks for seed in seeds]
     for task, seed in cells:  # mistakes before hours of work
         open_workspace(replace(config, task=task, seed=seed), out / f"{task}-{seed}")
     context = multiprocessing.get_context("spawn")
