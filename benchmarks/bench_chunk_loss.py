@@ -7,7 +7,8 @@ The first prints the tables of benchmarks/README.md, the second absolute times. 
 table run one after another in every round; a ratio is the median over the rounds of the paired
 ratios, once of wall time and once of CPU time (which other processes disturb less). Each call
 computes the loss and the gradient with respect to the logits (torch.autograd.grad). Eager torch is
-measured twice: as it comes, and in a process with THP_MEM_ALLOC_ENABLE=1.
+measured twice: as it comes, and in a process with THP_MEM_ALLOC_ENABLE=1. A fresh gradient too:
+among the rivals, and alone in a process, where no rival frees gigabytes in between.
 """
 
 import os
@@ -108,6 +109,7 @@ def variants(case):
         "ours": case.ours(),
         "ours, no statistics": case.ours(stats=False),
         "ours, mean_grad_norm": case.ours(mean_grad_norm=True),
+        "copy_, fresh": lambda: torch.empty_like(case.buffer).copy_(case.x.detach()),
         "ours, fresh": case.ours(grad_buffer=None),
         "ours, fresh, 1 of 8": case.ours(grad_buffer=None, active=case.one),
         "ours, in place": case.inplace,
@@ -123,7 +125,7 @@ def variants(case):
 MEASURES = [
     ("loss + statistics + gradient / copy_", "ours", "copy_", "<1.5", ""),
     ("the same in place / copy_", "ours, in place", "copy_", "<1.5", ""),
-    ("fresh gradient / copy_", "ours, fresh", "copy_", "<2.5", ""),
+    ("fresh gradient / copy_, between large frees", "ours, fresh", "copy_", "", ""),
     ("statistics / without", "ours", "ours, no statistics", "<1.05", ""),
     ("mean_grad_norm / without", "ours, mean_grad_norm", "ours", "<1.3", ""),
     ("all / 1 of 8 chunks active, fresh", "ours, fresh", "ours, fresh, 1 of 8", ">6", ""),
@@ -144,6 +146,18 @@ THP_MEASURES = [
     ("THP eager cross-entropy / ours, fresh", "eager", "ours, fresh", "", ""),
     ("THP eager, cheapest statistics / ours", "eager, cheapest statistics", "ours", ">5", ""),
     ("THP eager with statistics / ours", "eager, statistics", "ours", "", ""),
+]
+
+
+ALONE_MEASURES = [
+    ("fresh gradient / copy_", "ours, fresh", "copy_", "<2.5", ""),
+    ("copy_ into a fresh tensor / copy_", "copy_, fresh", "copy_", "", ""),
+    ("all / 1 of 8 chunks active, fresh", "ours, fresh", "ours, fresh, 1 of 8", ">6", ""),
+]
+# Rivals measured in processes of their own: flag, prefix, measures, environment.
+PROCESSES = [
+    ("--thp", "THP ", THP_MEASURES, {"THP_MEM_ALLOC_ENABLE": "1"}),
+    ("--alone", "alone ", ALONE_MEASURES, {}),
 ]
 
 
@@ -254,26 +268,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="the first shape only")
-    parser.add_argument("--thp", action="store_true", help=argparse.SUPPRESS)
+    for flag, *_ in PROCESSES:
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_grad_enabled(True)
     shapes = SHAPES[:1] if options.quick else SHAPES
-    if not options.thp:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(),
-                 "torch capability": torch.backends.cpu.get_cpu_capability(),
-                 "load": os.getloadavg()}  # fmt: skip
-        print(json.dumps(about), flush=True)
+    for flag, prefix, measures, _ in PROCESSES:
+        if getattr(options, flag.strip("-")):
+            for shape in shapes:
+                for dtype in DTYPES:
+                    table(*shape, dtype, options.rounds, measures, prefix)
+            return
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads(),
+             "torch capability": torch.backends.cpu.get_cpu_capability(),
+             "load": os.getloadavg()}  # fmt: skip
+    print(json.dumps(about), flush=True)
     for shape in shapes:
         for dtype in DTYPES:
-            if options.thp:
-                table(*shape, dtype, options.rounds, THP_MEASURES, "THP ")
-            else:
-                table(*shape, dtype, options.rounds, MEASURES)
-    if options.thp:
-        return
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
-    again = [sys.executable, __file__, "--thp", "--rounds", str(options.rounds)]
-    subprocess.run(again + ["--quick"] * options.quick, env=environment, check=True)
+            table(*shape, dtype, options.rounds, MEASURES)
+    for flag, _, _, environment in PROCESSES:
+        again = [sys.executable, __file__, flag, "--rounds", str(options.rounds)]
+        again += ["--quick"] * options.quick
+        subprocess.run(again, env={**os.environ, **environment}, check=True)
     growth(options.rounds)
     linear(max(3, options.rounds // 3))
     print(json.dumps({"load": os.getloadavg()}))

@@ -160,7 +160,7 @@ def segment_batch(
         >>> [s.boundaries.tolist() for s in segment_batch([rows, rows[:3]], k=[3, 2])]
         [[0, 2, 3, 4], [0, 2, 3]]
     """
-    where = "segment_batch"
+    item = None  # the one being looked at
     try:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -168,21 +168,21 @@ def segment_batch(
         loads = _per_item(weights, len(xs), "weights")
         limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
         matrices, chunks, prices, checked = [], [], [], []
-        for i, x in enumerate(xs):
-            where = f"segment_batch: item {i}"
+        for item, x in enumerate(xs):
             matrix = _matrix(x, kind)
             n = len(matrix) - (kind == "cost")
-            count, price = _aim(ks[i], penalties[i], n, kind, objective)
+            count, price = _aim(ks[item], penalties[item], n, kind, objective)
             if weights is not None:
-                checked.append(_weights(loads[i], n))
+                checked.append(_weights(loads[item], n))
             matrices.append(matrix)
             chunks.append(count)
             prices.append(price)
-        where = "segment_batch"
+        item = None
         own = None if weights is None else checked
         threads = threads or _cores()
         flat = _segment.segment_batch(matrices, chunks, prices, own, limits, threads)
     except (ValueError, TypeError) as error:
+        where = "segment_batch" if item is None else f"segment_batch: item {item}"
         raise _named(where, error) from None
     return _unflatten(*flat)
 
@@ -323,7 +323,8 @@ def _unflatten(
     found = []
     c = 0
     for i, (k, total) in enumerate(zip(counts.tolist(), totals.tolist(), strict=True)):
-        own = boundaries[c + i : c + i + k + 1]  # one boundary more than chunks
-        found.append(Segmentation(own, total, chunk_costs[c : c + k]))
-        c += k
+        end = c + k
+        own = boundaries[c + i : end + i + 1]  # one boundary more than chunks
+        found.append(Segmentation._make((own, total, chunk_costs[c:end], ())))
+        c = end
     return found
