@@ -317,6 +317,11 @@ def test_bitwise_equal_over_20_schedules(runners):
     run_all(runners["plain"], [("20 schedules", many), ("20 schedules, chunk_mean", none)])
 
 
+@pytest.mark.slow
+def test_every_case_is_bitwise_equal_over_20_schedules(runners):
+    run_all(runners["plain"], [(n, dataclasses.replace(c, schedules=20)) for n, c in value_cases()])
+
+
 def sanitized_cases():
     """Fewer rows and schedules: a sanitizer costs a factor of ten."""
     small = {"schedules": 2}
