@@ -24,7 +24,8 @@ class Segmentation(NamedTuple):
     Attributes:
         boundaries: (k+1,) int64, 0 = b_0 < ... < b_k = n; chunk m is `units[b[m]:b[m+1]]`.
         cost: the sum of the chunk costs, without any penalty.
-        chunk_costs: (k,) float64, recomputed in double precision from the input.
+        chunk_costs: (k,) float64, recomputed in double precision from the input; of vectors that
+            nearly cancel they keep about 1e-9 of a unit vector's length.
         path: with `path=True` the optimum for each feasible number of chunks 1..k in that order,
             the last being this one; otherwise empty.
     """

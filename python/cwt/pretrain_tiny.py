@@ -6,7 +6,7 @@ two chained steps. Run
 
     python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
 
-to make the files that ship with the package (under 20 minutes on one core).
+to make the files that ship with the package (20 minutes on one core).
 """
 
 import argparse
