@@ -12,8 +12,8 @@ import pytest
 from app_fixtures import DATA, needs_data
 from cwt.cli import main
 from cwt.files import read_json, read_lines
+from cwt.methods import METHODS, VARIANTS
 from cwt.report import ORDER
-from cwt.stages import METHODS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--train_size", "24", "--validation_size", "8", "--test_size", "12", "--budget", "1500",

@@ -134,8 +134,9 @@ def run(argv: list[str]) -> None:
     """Runs everything and prints the table. A rerun goes on where the last one stopped."""
     jobs = {"type": int, "default": 0, "help": "methods trained side by side, 0 for automatic"}
     ws, rest = _parse("run", argv, True, {"--jobs": jobs})
+    from .methods import selected_methods
     from .schedule import default_jobs, run_methods
-    from .stages import make_chunks, make_data, selected_methods
+    from .stages import make_chunks, make_data
 
     if rest.jobs < 0:
         raise UserError(f"run: --jobs must not be negative, got {rest.jobs}.")
@@ -181,7 +182,7 @@ def _method_option(choices: Any) -> dict[str, Any]:
 
 def train(argv: list[str]) -> None:
     """Trains one method (for STT: all its rounds)."""
-    from .stages import METHODS
+    from .methods import METHODS
 
     ws, rest = _parse("train", argv, False, _method_option(METHODS))
     with _Bars() as bars:
@@ -216,7 +217,7 @@ def skip(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluates one method on the test questions."""
-    from .stages import METHODS
+    from .methods import METHODS
 
     ws, rest = _parse("eval", argv, False, _method_option(METHODS))
     from .files import read_json, write_json
@@ -266,7 +267,8 @@ def _table(ws: Any) -> None:
 
 def diagnose(argv: list[str]) -> None:
     """Shows where the gradients of a student come from, and how sharp its loss is."""
-    from .stages import METHODS, diagnose_student
+    from .methods import METHODS
+    from .stages import diagnose_student
 
     options = {"--method": {"required": True, "help": "student, e.g. CWT or STT-round-1"}}
     ws, rest = _parse("diagnose", argv, False, options)

@@ -17,9 +17,10 @@ import torch
 from .config import RunConfig
 from .errors import UserError
 from .files import read_json, read_lines, write_json, write_text
+from .methods import run_method, selected_methods
 from .report import ORDER, make_report
 from .schedule import set_up_worker
-from .stages import diagnose_student, make_chunks, make_data, run_method, selected_methods
+from .stages import diagnose_student, make_chunks, make_data
 from .workspace import open_workspace
 
 # (a, b): the table of differences says by how much a is above b.

@@ -5,7 +5,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import read_json, write_json, write_text
-from .stages import METHODS, VARIANTS
+from .methods import METHODS, VARIANTS
 from .workspace import Workspace
 
 COLUMNS = (

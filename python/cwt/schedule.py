@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .stages import METHODS, run_method, selected_methods
+from .methods import METHODS, run_method, selected_methods
 from .students import quiet_libraries
 from .workspace import Workspace
 
