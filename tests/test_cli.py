@@ -1,9 +1,15 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cwt.cli import main
 from cwt.config import RunConfig, load_config, save_config
 from cwt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def fails(capsys, *arguments):
@@ -144,3 +150,21 @@ def test_help_lists_every_command(capsys):
     main([])
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_help_of_a_command_does_not_wait_for_torch(tmp_path):
+    code = """
+import sys
+from cwt.cli import main
+try:
+    main(["run", "--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--student" in done.stdout

@@ -76,26 +76,25 @@ def test_students_are_hugging_face_folders(finished):
     assert AutoTokenizer.from_pretrained(folder).eos_token_id is not None
 
 
-def test_a_rerun_computes_nothing_again(finished):
+def test_a_rerun_computes_nothing_again(finished, capsys):
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    done = cwt("run", *SMALL, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done before") == len(METHODS) - len(VARIANTS)
+    main(["run", *SMALL, "--out", str(out)])
+    assert capsys.readouterr().out.count("done before") == len(METHODS) - len(VARIANTS)
     changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
     assert changed <= {"report.json", "report.md", "report.html"}
 
 
-def test_inspect_shows_chunks_losses_and_reasons(finished):
+def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
     out, _ = finished
-    done = cwt("inspect", "--out", out, "--index", "1")
-    assert done.returncode == 0, done.stderr
+    main(["inspect", "--out", str(out), "--index", "1"])
+    printed = capsys.readouterr().out
     example = read_lines(out / "data/train.jsonl")[1]
-    assert example["question"][:40] in done.stdout
-    assert "chunk 0" in done.stdout
-    assert "nats a token" in done.stdout
-    assert "left out by STT-round-1 (forward judge)" in done.stdout
-    flat = " ".join(done.stdout.split())
+    assert example["question"][:40] in printed
+    assert "chunk 0" in printed
+    assert "nats a token" in printed
+    assert "left out by STT-round-1 (forward judge)" in printed
+    flat = " ".join(printed.split())
     assert all(" ".join(unit.split())[:20] in flat for unit in example["units"])
 
 
@@ -169,13 +168,12 @@ def test_a_killed_worker_is_one_clear_line(tmp_path):
 
 @needs_data
 def test_real_rationales_from_file_to_table(tmp_path):
-    done = cwt(
-        "run", "--data", DATA / "svamp/SVAMP_ChatGPT_level5_ranked.json",
-        "--eval-data", DATA / "svamp/test.jsonl", "--student", "tiny", "--out", tmp_path / "r",
-        "--train_size", "60", "--validation_size", "8", "--test_size", "16", "--budget", "4000",
-        "--rounds", "1", "--max_new_tokens", "40", "--methods", "FTT,CWT,STT",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    main([
+        "run", "--data", str(DATA / "svamp/SVAMP_ChatGPT_level5_ranked.json"),
+        "--eval-data", str(DATA / "svamp/test.jsonl"), "--out", str(tmp_path / "r"),
+        "--train_size", "60", "--validation_size", "8", "--test_size", "16", "--budget", "3000",
+        "--rounds", "1", "--max_new_tokens", "40", "--methods", "FTT,CWT,STT", "--jobs", "1",
+    ])  # fmt: skip
     report = read_json(tmp_path / "r/report.json")
     assert report["data"] == {
         "rationales_read": 699, "dropped": {"rationale of one unit": 5},

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from cwt_ext.segment import Kind
 
 from .encode import Encoded, Encoder, forward, sample
 from .errors import UserError
-
-ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
-Objective = Literal["mean", "sum"]
+from .recipe import ChunkMethod, Objective
 
 
 def average_chunks(n: int, chunks: int) -> list[int]:

@@ -59,10 +59,7 @@ def _parse(
     from transformers import HfArgumentParser
 
     from .config import RunConfig, preset_values, yaml_values
-    from .students import check_student, quiet_libraries
     from .workspace import Workspace, open_workspace, saved_config
-
-    quiet_libraries()
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -90,6 +87,9 @@ def _parse(
         values |= yaml_values(first.config)
     found.set_defaults(**values)
     config, rest = found.parse_args_into_dataclasses(argv)
+    from .students import check_student, quiet_libraries
+
+    quiet_libraries()
     if begins:
         check_student(config.student)
     return (Workspace if many else open_workspace)(config, out), rest

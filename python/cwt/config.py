@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from .chunking import ChunkMethod, Objective
 from .errors import UserError
 from .files import write_text
-from .recipe import Schedule
-from .skip import Part
+from .recipe import ChunkMethod, Objective, Part, Schedule
 from .tasks import TASKS
 from .units import UnitKind
 

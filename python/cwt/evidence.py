@@ -165,12 +165,11 @@ Marks = tuple[np.ndarray, np.ndarray]  # (questions,) right or not, tokens writt
 
 def _difference(task: str, a: str, b: str, seeds: Sequence[tuple[Marks, Marks]]) -> dict[str, Any]:
     """Returns a - b on the same questions, with a 95 % bootstrap over seeds and then questions."""
-    accuracy = [x[0] - y[0] for x, y in seeds]
+    accuracy = np.stack([x[0] - y[0] for x, y in seeds])
+    n_seeds, n = accuracy.shape
     rng = np.random.default_rng(0)
-    draws = np.empty(4000)
-    for i in range(len(draws)):
-        chosen = [accuracy[s] for s in rng.integers(0, len(accuracy), len(accuracy))]
-        draws[i] = np.mean([d[rng.integers(0, len(d), len(d))].mean() for d in chosen])
+    chosen = rng.integers(0, n_seeds, (4000, n_seeds, 1))
+    draws = accuracy[chosen, rng.integers(0, n, (4000, n_seeds, n))].mean((1, 2))
     tokens = [x[1].mean() / y[1].mean() - 1 for x, y in seeds]
     return {
         "task": task,

@@ -1,8 +1,11 @@
-"""What one training run does: the sample it draws, its schedule, its budget."""
+"""What one training run does: the sample it draws, its schedule, its budget; names of options."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
+Objective = Literal["mean", "sum"]
+Part = Literal["unit", "chunk"]
 Method = Literal["answer-only", "ftt", "cwt"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps"]

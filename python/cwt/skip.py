@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from .data import Example
 from .encode import Encoded, Encoder, forward, sample
+from .recipe import Part
 from .tasks import ANSWER, CORE
 from .train import Progress
 
 Judge = Literal["forward", "literal", "oracle", "random", "none"]
-Part = Literal["unit", "chunk"]
 Keep = frozenset[int]
 
 

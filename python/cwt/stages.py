@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import data as data_module
-from .chunking import ChunkMethod, Segmenter, average_chunks
+from .chunking import Segmenter, average_chunks
 from .config import RunConfig, save_config
 from .data import Example, read_examples, write_examples
 from .diagnostics import diagnose
@@ -19,7 +19,7 @@ from .encode import Encoded, Encoder
 from .errors import UserError
 from .evaluate import as_rows, evaluate
 from .files import read_json, write_json, write_lines
-from .recipe import Recipe, Schedule
+from .recipe import ChunkMethod, Recipe, Schedule
 from .skip import (
     Keep,
     Rule,
