@@ -112,6 +112,10 @@ def test_stages_name_what_is_missing(capsys, tmp_path):
     assert "no evaluated method yet" in fails(capsys, "report", "--out", out)
     assert "--round must be in 1..2, got 7" in fails(capsys, "skip", "--out", out, "--round", "7")
     assert "needs the student CWT" in fails(capsys, "skip", "--out", out)
+    stt = ("train", "--out", tmp_path / "p", "--method", "STT")
+    main(["data", "--out", str(tmp_path / "p"), "--train_size", "4", "--parent", "answer-only"])
+    capsys.readouterr()
+    assert "parent: wanted one of CWT, FTT" in fails(capsys, *stt)
     assert "--index must be in 0..3, got 9" in fails(
         capsys, "inspect", "--out", out, "--index", "9"
     )

@@ -114,6 +114,20 @@ def test_stages_one_by_one_give_the_run(finished, tmp_path):
             assert (tmp_path / "s" / file).read_bytes() == (out / file).read_bytes()
 
 
+def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
+    main([
+        "run", *SMALL, "--methods", "STT,continued", "--parent", "FTT", "--jobs", "1",
+        "--budget_unit", "processed_tokens", "--out", str(tmp_path / "f"),
+    ])  # fmt: skip
+    rows = {row["name"]: row for row in read_json(tmp_path / "f/report.json")["methods"]}
+    assert list(rows) == ["FTT", "continued", "STT"]
+    assert 1500 <= rows["FTT"]["processed_tokens"] < 1500 + 4 * 250
+    for name in ("continued", "STT"):  # 0.4 of the budget more
+        assert 2100 <= rows[name]["processed_tokens"] < 2100 + 2 * 4 * 250
+    assert read_json(tmp_path / "f/skips/STT-round-1.json")["student"] == "FTT"
+    assert "their parent, FTT." in (tmp_path / "f/report.md").read_text()
+
+
 def without_clock(row):
     clock = ("seconds_per_answer", "tokens_per_second", "train_seconds", "skip_seconds")
     return {key: value for key, value in row.items() if key not in clock}

@@ -182,9 +182,10 @@ def _method_option(choices: Any) -> dict[str, Any]:
 
 def train(argv: list[str]) -> None:
     """Trains one method (for STT: all its rounds)."""
-    from .methods import METHODS
+    from .methods import METHODS, needed
 
     ws, rest = _parse("train", argv, False, _method_option(METHODS))
+    needed(ws, rest.method)  # says so when the parent cannot be one
     with _Bars() as bars:
         student = METHODS[rest.method][1](
             ws, lambda share, text: bars.report(rest.method, share, text)
@@ -195,7 +196,7 @@ def train(argv: list[str]) -> None:
 def skip(argv: list[str]) -> None:
     """Decides which units a student of the run can do without."""
     options = {
-        "--round": {"type": int, "default": 1, "help": "of STT; round 1 is judged by CWT"},
+        "--round": {"type": int, "default": 1, "help": "of STT; round 1 is judged by --parent"},
     }
     ws, rest = _parse("skip", argv, False, options)
     from .files import read_json
@@ -207,7 +208,7 @@ def skip(argv: list[str]) -> None:
     name = f"STT-round-{rest.round}"
     with _Bars() as bars:
         find_skips(
-            ws, name, ws.config.judge, before or "CWT", before,
+            ws, name, ws.config.judge, before or ws.config.parent, before,
             lambda share, text: bars.report(name, share, text),
         )  # fmt: skip
     record = read_json(ws.skips(name))

@@ -10,7 +10,7 @@ import yaml
 
 from .errors import UserError
 from .files import write_text
-from .recipe import ChunkMethod, Objective, Part, Schedule
+from .recipe import BudgetUnit, ChunkMethod, Objective, Part, Schedule
 from .tasks import TASKS
 from .units import UnitKind
 
@@ -44,7 +44,9 @@ class RunConfig:
     schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index, curriculum or adaptive")
 
     methods: str = option("all", "comma-separated rows of the table, or all")
-    budget: int = option(400_000, "loss-bearing tokens of each method (STT: of all its rounds)")
+    budget: int = option(400_000, "how long each method trains, in --budget_unit")
+    budget_unit: BudgetUnit = option("loss_tokens", "of budget: loss-bearing or processed tokens")
+    parent: str = option("CWT", "row of the table that STT and its controls go on from")
     batch_size: int = option(4, "samples of a step of answer-only and FTT, STT and its controls")
     cwt_batch_size: int = option(16, "samples (one chunk each) of a step of CWT")
     small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")

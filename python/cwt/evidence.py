@@ -17,7 +17,7 @@ import torch
 from .config import RunConfig
 from .errors import UserError
 from .files import read_json, read_lines, write_json, write_text
-from .methods import run_method, selected_methods
+from .methods import PARENT, run_method, selected_methods
 from .report import ORDER, make_report
 from .schedule import set_up_worker
 from .stages import diagnose_student, make_chunks, make_data
@@ -25,7 +25,7 @@ from .workspace import open_workspace
 
 # (a, b): the table of differences says by how much a is above b.
 PAIRS = (
-    ("STT", "CWT"), ("STT", "CWT-continued"), ("STT", "FTT-sentence-dropout"),
+    ("STT", PARENT), ("STT", "continued"), ("STT", "FTT-sentence-dropout"),
     ("STT", "oracle-skips"), ("literal-skips", "random-skips"), ("CWT", "FTT"),
     ("CWT", "FTT-small-batch"), ("CWT-sentence-dropout", "CWT"),
     ("FTT-sentence-dropout", "FTT-small-batch"), ("CWT-by-index", "CWT"), ("CWT-adaptive", "CWT"),
@@ -120,10 +120,11 @@ def collect(
         for task in tasks
         for name in names
     ]
+    pairs = [(a, config.parent if b == PARENT else b) for a, b in PAIRS]
     differences = [
         _difference(task, a, b, [(correct[task, s, a], correct[task, s, b]) for s in seeds])
         for task in tasks
-        for a, b in PAIRS
+        for a, b in pairs
         if a in names and b in names
     ]
     machine = {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0)),
@@ -189,8 +190,9 @@ def as_markdown(evidence: dict[str, Any]) -> str:
     lines = [
         "# Evidence", "",
         f"Student {c['student']}, {c['train_size']} training and {c['test_size']} test questions, "
-        f"{c['budget']} loss tokens a method, seeds {seeds}. Accuracy: mean of the seeds, each in "
-        "brackets. Differences: on the same questions, 95 % by bootstrap over seeds, then "
+        f"{c['budget']} {c['budget_unit'].replace('_', ' ')} a method, seeds {seeds}; STT and its "
+        f"controls go on from {c['parent']}. Accuracy: mean of the seeds, each in brackets. "
+        "Differences: on the same questions, 95 % by bootstrap over seeds, then "
         "questions; with three seeds such an interval is rough.", "",
     ]  # fmt: skip
     for task in evidence["tasks"]:

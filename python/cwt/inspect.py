@@ -76,9 +76,9 @@ def view_examples(
     Args:
         ws: the run.
         indices: of the training examples.
-        student: of the run; by default CWT, or the given student before that is trained.
+        student: of the run; by default the parent of STT or, before that is trained, the given one.
     """
-    name = student or ("CWT" if ws.trained("CWT") else "")
+    name = student or (ws.config.parent if ws.trained(ws.config.parent) else "")
     model, encoder = open_student(ws, str(ws.student(name)) if name else ws.config.student)
     examples, items = ws.examples("train"), load_training(ws, encoder)
     nlls = unit_nll(model, encoder, [items[i] for i in indices], 16)

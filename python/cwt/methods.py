@@ -29,8 +29,9 @@ def _base(method: str) -> Stage:
 
 def _control(name: str, judge: str, like_stt: bool = False) -> Stage:
     def stage(ws: Workspace, progress: Progress) -> str:
-        keeps = find_skips(ws, name, judge, "CWT", best_round(ws) if like_stt else None)
-        train_on_skips(ws, name, "CWT", keeps, ws.config.rounds, progress)
+        start = ws.config.parent
+        keeps = find_skips(ws, name, judge, start, best_round(ws) if like_stt else None)
+        train_on_skips(ws, name, start, keeps, ws.config.rounds, progress)
         return name
 
     return stage
@@ -44,6 +45,8 @@ def _stt(ws: Workspace, progress: Progress) -> str:
 # CWT with other chunks or another schedule than configured: rows only where they are asked for.
 VARIANTS = ("CWT-sbc", "CWT-sbc-exact", "CWT-dp", "CWT-by-index", "CWT-adaptive")
 
+PARENT = "parent"  # in METHODS: what config.parent names
+
 # The rows of the table: what must be there before, and what is done.
 METHODS: dict[str, tuple[str | None, Stage]] = {
     "CWT": (None, _base("CWT")),
@@ -52,10 +55,10 @@ METHODS: dict[str, tuple[str | None, Stage]] = {
     "FTT-small-batch": (None, _base("FTT-small-batch")),
     "FTT-sentence-dropout": (None, _base("FTT-sentence-dropout")),
     "CWT-sentence-dropout": (None, _base("CWT-sentence-dropout")),
-    "STT": ("CWT", _stt),
-    "CWT-continued": ("CWT", _control("CWT-continued", "none")),
-    "literal-skips": ("CWT", _control("literal-skips", "literal")),
-    "oracle-skips": ("CWT", _control("oracle-skips", "oracle")),
+    "STT": (PARENT, _stt),
+    "continued": (PARENT, _control("continued", "none")),
+    "literal-skips": (PARENT, _control("literal-skips", "literal")),
+    "oracle-skips": (PARENT, _control("oracle-skips", "oracle")),
     "random-skips": ("STT", _control("random-skips", "random", like_stt=True)),
     **{name: (None, _base(name)) for name in VARIANTS},
 }
@@ -75,6 +78,18 @@ def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
     write_json(ws.out / "methods" / f"{name}.json", {"name": name, "student": student})
 
 
+def needed(ws: Workspace, name: str) -> str | None:
+    """Returns the row that must be there before this one."""
+    before = METHODS[name][0]
+    if before != PARENT:
+        return before
+    parent = ws.config.parent
+    if parent not in METHODS or METHODS[parent][0] or parent == "answer-only":
+        known = ", ".join(m for m, (of, _) in METHODS.items() if not of and m != "answer-only")
+        raise UserError(f"parent: wanted one of {known}, got {parent!r}.")
+    return parent
+
+
 def selected_methods(ws: Workspace) -> list[str]:
     """Returns the rows of the table that the configuration asks for, in the table's order."""
     possible = [m for m in METHODS if m != "oracle-skips" or not ws.config.data]
@@ -88,7 +103,7 @@ def selected_methods(ws: Workspace) -> list[str]:
             raise UserError(f"methods: {name} needs generated data, whose core steps are labelled.")
     need = list(asked)
     for name in need:
-        before = METHODS[name][0]
+        before = needed(ws, name)
         if before and before not in need:
             need.append(before)
     return [name for name in METHODS if name in need]

@@ -24,7 +24,7 @@ def write_page(ws: Workspace, report: dict[str, Any]) -> Path:
     from plotly.offline import get_plotlyjs
 
     rows = report["methods"]
-    followed = "CWT" if ws.trained("CWT") else Path(rows[0]["student"]).name
+    followed = ws.config.parent if ws.trained(ws.config.parent) else Path(rows[0]["student"]).name
     log = read_lines(ws.student(followed) / "train_log.jsonl")
     views, student = view_examples(ws, range(min(EXAMPLES, len(ws.examples("train")))))
     figures = [_accuracy_figure(rows), *_curves(log)]

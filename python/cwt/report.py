@@ -26,7 +26,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One method. Costs are those of the whole way from the given student, CWT included for STT.
+    """One method. Costs are those of the whole way from the given student, the parent included.
 
     Attributes:
         accuracy: share of test questions answered right, in [0, 1].
@@ -76,7 +76,7 @@ def make_report(ws: Workspace) -> dict[str, Any]:
 
 ORDER = (
     "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", *VARIANTS,
-    "CWT-sentence-dropout", "CWT-continued", "STT", "literal-skips", "random-skips", "oracle-skips",
+    "CWT-sentence-dropout", "continued", "STT", "literal-skips", "random-skips", "oracle-skips",
 )  # fmt: skip
 
 
@@ -112,9 +112,9 @@ def _way(ws: Workspace, name: str, student: str) -> list[str]:
     if METHODS[name][0] is None:
         return [student]
     if name != "STT":
-        return ["CWT", student]
+        return [ws.config.parent, student]
     last = int(student.rsplit("-", 1)[1])
-    return ["CWT", *(f"STT-round-{r}" for r in range(1, last + 1))]
+    return [ws.config.parent, *(f"STT-round-{r}" for r in range(1, last + 1))]
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -173,8 +173,9 @@ def data_lines(report: dict[str, Any]) -> list[str]:
 def notes(report: dict[str, Any]) -> list[str]:
     """Returns what a reader of the table must know."""
     lines = [
-        "Budgets count from the given student; STT, CWT-continued and the skip controls include "
-        "their CWT parent. Intervals are over the test questions of this one seed."
+        "Budgets count from the given student; STT, continued and the skip controls include "
+        f"their parent, {report['config']['parent']}. Intervals are over the test questions of "
+        "this one seed."
     ]
     for row in report["methods"]:
         if row["removal_rates"]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .methods import METHODS, run_method, selected_methods
+from .methods import needed, run_method, selected_methods
 from .students import quiet_libraries
 from .workspace import Workspace
 
@@ -54,7 +54,7 @@ def _run_parallel(
         running: dict[Future[None], str] = {}
         try:
             while todo or running:
-                for name in [n for n in todo if METHODS[n][0] is None or METHODS[n][0] in done]:
+                for name in [n for n in todo if needed(ws, n) in done | {None}]:
                     todo.remove(name)
                     running[pool.submit(_work, ws, name)] = name
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)

@@ -148,6 +148,7 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
     recipe = Recipe(
         method="ftt",
         budget=c.budget,
+        budget_unit=c.budget_unit,
         schedule=c.schedule,
         batch_size=c.batch_size,
         micro_batch_size=c.micro_batch_size,
@@ -174,7 +175,7 @@ def base_recipe(ws: Workspace, method: str) -> Recipe:
 
 
 def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
-    """Returns the recipe of training on from CWT, for some rounds' worth of budget.
+    """Returns the recipe of training on from the parent, for some rounds' worth of budget.
 
     Its rate is half: the student has converged once.
     """
@@ -282,8 +283,8 @@ def find_skips(
 
 
 def run_stt(ws: Workspace, progress: Progress = quiet) -> None:
-    """Alternates judging and STT from the CWT student; the best round on validation is STT."""
-    student, before = "CWT", None
+    """Alternates judging and STT from the parent; the best round on validation is STT."""
+    student, before = ws.config.parent, None
     rounds = ws.config.rounds
     for r in range(1, rounds + 1):
         name = f"STT-round-{r}"
