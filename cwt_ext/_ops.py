@@ -148,14 +148,7 @@ def _(
     normalizer: Tensor | None,
     num_chunks: int,
     reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    stats: int,
-    mean_grad_norm: bool,
-    validate: bool,
-    *,
+    *options: float,
     grad: Tensor,
 ) -> tuple[Tensor, ...]:
     rows = _check_rows(logits, labels, chunk_ids)
