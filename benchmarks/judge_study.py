@@ -31,12 +31,13 @@ RULES = {
     "as it comes": ("", FORWARD),
     "floor 0.5": ("CWT", replace(FORWARD, floor=0.5)),
     "veto 0.1": ("CWT", replace(FORWARD, veto=0.1)),
-    "literal": ("CWT", Rule(judge="literal")),
 }
 BOTH = "both students"
 
 
 def numbers(text: str) -> set[float]:
+    """Returns the numbers of a text, but for those that count the items of a list."""
+    text = re.sub(r"^\s*\d+\.\s|(?<=[^\d\s])\d+\.\s*$", "", text)
     return {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", text)}
 
 

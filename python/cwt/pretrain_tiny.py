@@ -110,13 +110,33 @@ def step_text(rng: random.Random) -> tuple[str, str]:
 
 
 def lookup_text(rng: random.Random) -> tuple[str, str]:
-    """Returns who holds which ball, and some of it again in any order."""
-    holds = list(zip(rng.sample(NAMES, 3), rng.sample(COLOURS, 3), strict=True))
+    """Returns who holds which ball, changes of it that follow no rule, and who holds what then."""
+    names, colours = rng.sample(NAMES, 3), rng.sample(COLOURS, 3)
+    holds = dict(zip(names, colours, strict=True))
     if rng.random() < 0.5:
-        known = " ".join(f"{name} has the {colour} ball." for name, colour in holds)
+        known = " ".join(f"{name} has the {colour} ball." for name, colour in holds.items())
     else:
-        known = f" We begin with {', '.join(f'{name} {colour}' for name, colour in holds)}."
-    return known, "".join(f" {name} {colour}." for name, colour in rng.choices(holds, k=4))
+        known = f" We begin with {', '.join(f'{name} {holds[name]}' for name in names)}."
+    for _ in range(rng.randint(0, 4)):
+        a, b = rng.sample(names, 2)
+        x, y, v, w = rng.choices(colours, k=4)
+        if rng.random() < 0.5:
+            known += f" With {a} and {b}, {b} {v} and {a} {w} become {a} {x} and {b} {y}."
+            holds |= {a: x, b: y}
+        else:
+            known += f" So {a} has the {x} ball after this."
+            holds[a] = x
+    return known, "".join(f" {name} {holds[name]}." for name in rng.choices(names, k=4))
+
+
+def lookup_facts(n: int = 200) -> list[tuple[str, str]]:
+    """Returns (text up to a name, the colour that was last said of it) of n look-ups."""
+    rng, facts = random.Random("check-lookups"), []
+    for _ in range(n):
+        known, rest = lookup_text(rng)
+        name, colour = rest.rstrip(".").split(".")[0].split()
+        facts.append((f"{known}\n {name}", f" {colour}"))
+    return facts
 
 
 def any_text(rng: random.Random) -> tuple[str, str]:
@@ -289,6 +309,7 @@ def pretrain(
     known = {
         "number_facts": facts_known(model, tokenizer, number_facts()),
         "letter_facts": facts_known(model, tokenizer, letter_facts()),
+        "lookups": facts_known(model, tokenizer, lookup_facts()),
         **{f"step_{task}": steps_known(model, tokenizer, task) for task in TASKS},
     }
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -142,6 +142,7 @@ def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int
         out.maybe(RESTATE, f"So {c} has the {holds[c]} ball after this.", share=0.5)
     asked = rng.choice(names)
     question.append(f"Which ball does {asked} have?")
+    out.add(CORE, f"In the end {asked} has the {holds[asked]} ball.")
     return out.problem("objects", " ".join(question), holds[asked])
 
 
