@@ -3,7 +3,8 @@
 Takes a run whose CWT is trained (`cwt data`, `cwt chunk`, `cwt train --method CWT`), judges its
 training examples under every rule, and writes what went and what stayed. No label says which
 sentences of a real rationale are core, so numbers stand in: a sentence that holds a number which
-the question does not. A chain is two or more such sentences that went one after another.
+the question does not. A chain is two or more such sentences that went one after another. The answer
+is underived where it stood in some sentence before the last, and every such sentence went.
 
     python benchmarks/judge_study.py RUN OUT
 
@@ -16,9 +17,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cwt.data import Example
+from cwt.evaluate import wilson_interval
 from cwt.files import read_json, write_json, write_lines, write_text
 from cwt.skip import Keep, Rule, judge_units
 from cwt.stages import load_training, open_student
@@ -30,9 +33,11 @@ RULES = {
     "forward": ("CWT", FORWARD),
     "as it comes": ("", FORWARD),
     "floor 0.5": ("CWT", replace(FORWARD, floor=0.5)),
+    "veto 0.5": ("CWT", replace(FORWARD, veto=0.5)),
     "veto 0.1": ("CWT", replace(FORWARD, veto=0.1)),
 }
 BOTH = "both students"
+COLUMNS = ("skipped", "new_number_of_skipped", "new_number_of_kept", "chains", "underived")
 
 
 def numbers(text: str) -> set[float]:
@@ -58,28 +63,36 @@ def decide(ws: Workspace, name: str, out: Path) -> list[Keep]:
     return [frozenset(keep) for keep in read_json(path)["keeps"]]
 
 
-def figures(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[str, float]:
-    """Returns shares over the middle sentences; intervals by bootstrap over rationales."""
-    rows = []  # one a rationale: middle, gone, gone with a new number, kept with one, chain
+def figures(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[str, Any]:
+    """Returns shares, each with its 95 % interval: of sentences by bootstrap over rationales."""
+    rows = []  # of each: middle, gone, gone with a new number, kept with one, chain, (un)derived
     for example, keep in zip(examples, keeps, strict=True):
         known = numbers(example.question)
         units = range(1, len(example.units) - 1)
         new = {u for u in units if numbers(example.units[u]) - known}
         gone = {u for u in units if u not in keep}
         chain = any({u, u + 1} <= gone & new for u in units)
-        rows.append((len(units), len(gone), len(gone & new), len(new - gone), chain))
+        answer = numbers(example.answer)
+        at = {u for u in range(len(example.units) - 1) if answer & numbers(example.units[u])}
+        derived = bool(at) and not answer <= known
+        underived = derived and not at - gone
+        rows.append(
+            (len(units), len(gone), len(gone & new), len(new - gone), chain, derived, underived)
+        )
     table = np.array(rows, float)
-    draws = np.random.default_rng(0).integers(0, len(table), (4000, len(table)))
-    found = {}
-    for key, above, below in (
-        ("skipped", lambda t: t[..., 1], lambda t: t[..., 0]),
-        ("new_number_of_skipped", lambda t: t[..., 2], lambda t: t[..., 1]),
-        ("new_number_of_kept", lambda t: t[..., 3], lambda t: t[..., 0] - t[..., 1]),
-        ("chains", lambda t: t[..., 4], lambda t: np.ones(t.shape[:-1])),
-    ):
-        spread = above(table[draws]).sum(1) / np.maximum(below(table[draws]).sum(1), 1)
-        found[key] = float(above(table).sum() / max(below(table).sum(), 1))
-        found[f"{key}_interval"] = [float(v) for v in np.percentile(spread, [2.5, 97.5])]
+    draws = table[np.random.default_rng(0).integers(0, len(table), (4000, len(table)))].sum(1)
+    total = table.sum(0).tolist()
+    found: dict[str, Any] = {}
+    for key, above, below in (("skipped", 1, 0), ("new_number_of_skipped", 2, 1)):
+        found[key] = total[above] / total[below]
+        spread = draws[:, above] / draws[:, below]
+        found[f"{key}_interval"] = np.percentile(spread, [2.5, 97.5]).tolist()
+    found["new_number_of_kept"] = total[3] / (total[0] - total[1])
+    spread = draws[:, 3] / (draws[:, 0] - draws[:, 1])
+    found["new_number_of_kept_interval"] = np.percentile(spread, [2.5, 97.5]).tolist()
+    for key, hits, n in (("chains", total[4], len(table)), ("underived", total[6], total[5])):
+        found[key] = hits / n
+        found[f"{key}_interval"] = wilson_interval(int(hits), int(n))
     return found
 
 
@@ -106,12 +119,12 @@ def main() -> None:
     write_json(out / "figures.json", {"rationales": len(examples), "rules": found})
     lines = [
         "| rule | middle sentences left out % | of them with a new number % | of the kept ones % | "
-        "rationales with a chain left out % |",
-        "|---|---|---|---|---|",
+        "rationales with a chain left out % | with the answer underived % |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         cells = []
-        for key in ("skipped", "new_number_of_skipped", "new_number_of_kept", "chains"):
+        for key in COLUMNS:
             low, high = row[f"{key}_interval"]
             cells.append(f"{100 * row[key]:.0f} ({100 * low:.0f}-{100 * high:.0f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")

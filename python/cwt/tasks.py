@@ -118,8 +118,13 @@ def arithmetic(rng: random.Random, steps: int = 3, filler: float = 0.7) -> Probl
     return out.problem("arithmetic", " ".join(question), str(value))
 
 
-def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int = 3) -> Problem:
-    """Returns a tracking problem: `people` hold one ball each and swap `steps` times."""
+def objects(
+    rng: random.Random, steps: int = 3, filler: float = 0.7, people: int = 3, conclude: bool = True
+) -> Problem:
+    """Returns a tracking problem: `people` hold one ball each and swap `steps` times.
+
+    With `conclude` the last core step says who has what in the end, in the words of the question.
+    """
     out = _Writer(rng, filler)
     names, colours = rng.sample(NAMES, people), rng.sample(COLOURS, people)
     holds = dict(zip(names, colours, strict=True))
@@ -142,7 +147,8 @@ def objects(rng: random.Random, steps: int = 3, filler: float = 0.7, people: int
         out.maybe(RESTATE, f"So {c} has the {holds[c]} ball after this.", share=0.5)
     asked = rng.choice(names)
     question.append(f"Which ball does {asked} have?")
-    out.add(CORE, f"In the end {asked} has the {holds[asked]} ball.")
+    if conclude:
+        out.add(CORE, f"In the end {asked} has the {holds[asked]} ball.")
     return out.problem("objects", " ".join(question), holds[asked])
 
 
