@@ -50,6 +50,17 @@ def test_the_matrix_holds_every_row_of_every_run(matrix):
     assert "| CWT against FTT |" in page
 
 
+def test_the_report_of_a_run_shows_its_diagnostics(matrix):
+    out = matrix / "letters-0"
+    main(["report", "--out", str(out)])
+    report, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert [d["name"] for d in read_json(out / "report.json")["diagnostics"]] == ["CWT", "FTT"]
+    for d in read_json(out / "report.json")["diagnostics"]:
+        sharpness = f"{d['train']['top_eigenvalue']:.0f} / {d['test']['top_eigenvalue']:.0f}"
+        assert f"| {sharpness} |" in report
+        assert f"<td>{sharpness}</td>" in page
+
+
 def test_a_rerun_trains_nothing(matrix, capsys):
     weights = matrix / "letters-1/students/CWT/model.safetensors"
     before = (weights.stat().st_mtime_ns, (matrix / "evidence.json").read_text())

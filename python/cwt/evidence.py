@@ -18,7 +18,7 @@ from .config import RunConfig
 from .errors import UserError
 from .files import read_json, read_lines, write_json, write_text
 from .methods import PARENT, run_method, selected_methods
-from .report import ORDER, make_report
+from .report import ORDER, diagnostics_table, make_report, read_diagnostics
 from .schedule import set_up_worker
 from .stages import diagnose_student, make_chunks, make_data
 from .workspace import open_workspace
@@ -111,9 +111,7 @@ def collect(
                     np.array([m["correct"] for m in marks], dtype=float),
                     np.array([m["tokens"] for m in marks], dtype=float),
                 )
-            for path in sorted((ws.out / "diagnostics").glob("*.json")):
-                found = {k: v for k, v in read_json(path).items() if k != "units"}
-                diagnostics.append({"task": task, "seed": seed, "name": path.stem, **found})
+            diagnostics += [{"task": task, "seed": seed, **d} for d in read_diagnostics(ws)]
     names = [m for m in ORDER if any(row["name"] == m for row in rows)]
     summary = [
         _summary(task, name, [r for r in rows if r["task"] == task and r["name"] == name])
@@ -197,7 +195,8 @@ def as_markdown(evidence: dict[str, Any]) -> str:
     ]  # fmt: skip
     for task in evidence["tasks"]:
         lines += [f"## {task}", "", *_method_table(evidence, task), ""]
-        lines += [*_difference_table(evidence, task), "", *_diagnostics_table(evidence, task), ""]
+        diagnosed = [d for d in evidence["diagnostics"] if d["task"] == task]
+        lines += [*_difference_table(evidence, task), "", *diagnostics_table(diagnosed), ""]
     return "\n".join(lines)
 
 
@@ -231,39 +230,5 @@ def _difference_table(evidence: dict[str, Any], task: str) -> list[str]:
         lines.append(
             f"| {d['a']} against {d['b']} | {100 * d['accuracy']:+.1f} | "
             f"{100 * low:+.1f} .. {100 * high:+.1f} | {100 * d['tokens']:+.0f} % |"
-        )
-    return lines
-
-
-def _diagnostics_table(evidence: dict[str, Any], task: str) -> list[str]:
-    rows = [d for d in evidence["diagnostics"] if d["task"] == task]
-    if not rows:
-        return []
-    lines = [
-        "| student | gradient share over token share, core / other | over-smoothing core / other "
-        "(control) | top eigenvalue train / test | rise under noise train / test |",
-        "|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(d["name"] for d in rows):
-        own = [d for d in rows if d["name"] == name]
-
-        def kinds(key: str, core: bool, own: list[dict[str, Any]] = own) -> float:
-            found = [
-                (v[key], v["units"])
-                for d in own
-                for kind, v in d["by_kind"].items()
-                if (kind == "core") == core
-            ]
-            return sum(v * n for v, n in found) / sum(n for _, n in found)
-
-        def mean(part: str, key: str, own: list[dict[str, Any]] = own) -> float:
-            return sum(d[part][key] for d in own) / len(own)
-
-        lines.append(
-            f"| {name} | {kinds('per_token', True):.2f} / {kinds('per_token', False):.2f} | "
-            f"{kinds('smoothing', True):.2f} ({kinds('smoothing_control', True):.2f}) / "
-            f"{kinds('smoothing', False):.2f} ({kinds('smoothing_control', False):.2f}) | "
-            f"{mean('train', 'top_eigenvalue'):.0f} / {mean('test', 'top_eigenvalue'):.0f} | "
-            f"{mean('train', 'rise_under_noise'):.3f} / {mean('test', 'rise_under_noise'):.3f} |"
         )
     return lines

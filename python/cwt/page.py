@@ -6,7 +6,7 @@ from typing import Any
 
 from .files import read_lines, write_text
 from .inspect import ExampleView, view_examples
-from .report import COLUMNS, cells, data_lines, notes
+from .report import COLUMNS, DIAGNOSTICS, cells, data_lines, diagnostics_cells, notes
 from .workspace import Workspace
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html.j2"
@@ -37,6 +37,8 @@ def write_page(ws: Workspace, report: dict[str, Any]) -> Path:
         rows=[cells(row) for row in rows],
         plotlyjs=get_plotlyjs(),
         figures=[_div(figure, f"figure-{i}") for i, figure in enumerate(figures)],
+        diagnostics=[diagnostics_cells([run]) for run in report["diagnostics"]],
+        diagnostics_columns=DIAGNOSTICS,
         followed=followed,
         student=student,
         examples=[(view, _heats(view)) for view in views],

@@ -1,5 +1,6 @@
 """The table of a run: report.json for machines, report.md and the terminal for people."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +69,7 @@ def make_report(ws: Workspace) -> dict[str, Any]:
         "data": read_json(ws.out / "data" / "data.json"),
         "chunking": read_json(chunks) if chunks.exists() else {},
         "methods": [asdict(row) for row in rows],
+        "diagnostics": read_diagnostics(ws),
     }
     write_json(ws.out / "report.json", report)
     write_text(ws.out / "report.md", as_markdown(report))
@@ -152,7 +154,67 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         *notes(report),
     ]
+    if report["diagnostics"]:
+        lines += ["", *diagnostics_table(report["diagnostics"])]
     return "\n".join(lines) + "\n"
+
+
+def read_diagnostics(ws: Workspace) -> list[dict[str, Any]]:
+    """Returns what `cwt diagnose` found of each student, but for the single units."""
+    return [
+        {"name": path.stem} | {k: v for k, v in read_json(path).items() if k != "units"}
+        for path in sorted((ws.out / "diagnostics").glob("*.json"))
+    ]
+
+
+DIAGNOSTICS = (
+    "student", "gradient share over token share, core / other",
+    "over-smoothing core / other (control)", "top eigenvalue train / test",
+    "rise under noise train / test",
+)  # fmt: skip
+
+
+def diagnostics_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns one line of DIAGNOSTICS: a student, its runs averaged; no kinds, no core / other."""
+
+    def kinds(key: str, core: bool) -> float:
+        found = [
+            (v[key], v["units"])
+            for run in runs
+            for kind, v in run["by_kind"].items()
+            if (kind == "core") == core
+        ]
+        return float(sum(v * n for v, n in found) / sum(n for _, n in found))
+
+    def mean(part: str, key: str) -> float:
+        return float(sum(run[part][key] for run in runs) / len(runs))
+
+    share = smoothing = "-"
+    if all(run.get("by_kind") for run in runs):
+        share = f"{kinds('per_token', True):.2f} / {kinds('per_token', False):.2f}"
+        smoothing = (
+            f"{kinds('smoothing', True):.2f} ({kinds('smoothing_control', True):.2f}) / "
+            f"{kinds('smoothing', False):.2f} ({kinds('smoothing_control', False):.2f})"
+        )
+    top, noise = "top_eigenvalue", "rise_under_noise"
+    return [
+        runs[0]["name"],
+        share,
+        smoothing,
+        f"{mean('train', top):.0f} / {mean('test', top):.0f}",
+        f"{mean('train', noise):.3f} / {mean('test', noise):.3f}",
+    ]
+
+
+def diagnostics_table(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the diagnostics of some runs as lines of Markdown, one a student; none without."""
+    if not found:
+        return []
+    lines = ["| " + " | ".join(DIAGNOSTICS) + " |", "|" + "---|" * len(DIAGNOSTICS)]
+    for name in dict.fromkeys(run["name"] for run in found):
+        line = diagnostics_cells([run for run in found if run["name"] == name])
+        lines.append("| " + " | ".join(line) + " |")
+    return lines
 
 
 def data_lines(report: dict[str, Any]) -> list[str]:
