@@ -1,7 +1,9 @@
 import pytest
+import torch
 from app_fixtures import encode, examples, tiny
-from cwt.encode import IGNORE, Sample, collate, sample
+from cwt.encode import IGNORE, Sample, collate, head_of_rows, sample
 from cwt.errors import UserError
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def test_units_join_to_the_ids_of_the_text():
@@ -71,3 +73,32 @@ def test_a_template_without_the_question_is_refused():
     _, encoder = tiny()
     with pytest.raises(UserError, match=r"must hold \{question\}, got 'Q'"):
         Encoder(encoder.tokenizer, "Q")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_the_head_sees_the_rows_that_bear_loss_and_no_other(architecture):
+    model = small_model(architecture)  # gemma2 has a softcap on its logits
+    batch = collate([Sample([5, 6, 7, 8], [-1, -1, 0, 1]), Sample([5, 9, 3], [-1, -1, 2])], pad=0)
+    rows = batch.chunk_ids >= 0
+    options = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    everything = model(**options).logits
+    with head_of_rows(model, rows):
+        some = model(**options).logits
+    assert some.shape == (1, 3, 32)
+    torch.testing.assert_close(some[0], everything[rows])
+    wanted = torch.autograd.grad(everything[rows].square().sum(), list(model.parameters()))
+    found = torch.autograd.grad(some.square().sum(), list(model.parameters()))
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(model(**options).logits, everything)  # and the hook is gone
+
+
+def small_model(architecture):
+    torch.manual_seed(0)
+    if architecture == "gpt2":
+        config = AutoConfig.for_model("gpt2", vocab_size=32, n_embd=16, n_layer=1, n_head=2)
+    else:
+        config = AutoConfig.for_model(
+            architecture, vocab_size=32, hidden_size=16, intermediate_size=16, head_dim=8,
+            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()

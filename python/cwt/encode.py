@@ -1,6 +1,7 @@
 """From texts to the rows of a batch: every token knows its unit and its chunk."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +165,24 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
         chunk_ids[i, :n] = chunks[1:]
         labels[i, :n] = torch.where(chunks[1:] >= 0, ids[1:], IGNORE)
     return Batch(input_ids, mask, labels, chunk_ids)
+
+
+@contextmanager
+def head_of_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
+    """Within it the model's logits are those of some rows, (1, n, V): its head is given no other.
+
+    What a model does to its logits (a softcap, a scale) stays the model's own work.
+
+    Args:
+        model: any with output embeddings.
+        rows: (B, T) bool, n of them set.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows][None],))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import cwt_ext
 
-from .encode import Encoded, Encoder, Sample, collate
+from .encode import Encoded, Encoder, Sample, collate, head_of_rows
 from .errors import UserError
 from .files import replacing, write_json
 from .recipe import Recipe
@@ -160,11 +160,13 @@ class _Run:
         self, samples: list[Sample], count: int, mean_grad_norm: bool
     ) -> "cwt_ext.ChunkLoss":
         batch = collate(samples, self.pad).to(self.accelerator.device)
-        logits = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
+        rows = batch.chunk_ids >= 0
+        with head_of_rows(self.accelerator.unwrap_model(self.model), rows):
+            logits = self.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits[0]
         return cwt_ext.chunk_loss(
-            logits, batch.labels, batch.chunk_ids,
+            logits, batch.labels[rows], batch.chunk_ids[rows],
             reduction="sum", normalizer=count, num_chunks=self.chunks, validate=False,
             mean_grad_norm=mean_grad_norm,
         )  # fmt: skip
