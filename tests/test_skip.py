@@ -29,6 +29,8 @@ def plain_judge(rule, model, encoder, item):
     keep = set(range(len(item.units)))
     last = len(item.units) - 1
     reference = token_view(model, item, keep)
+    marker = len(encoder.ids(" The answer is"))
+    value = [k for k in reference if k[0] == last and marker <= k[1] < len(item.units[-1]) - 1]
     if rule.judge == "forward":
         wanted = {
             k
@@ -36,8 +38,7 @@ def plain_judge(rule, model, encoder, item):
             if ok and p >= rule.threshold and (rule.onsets or k[1] > 0)
         }
     else:
-        marker = len(encoder.ids(" The answer is"))
-        wanted = {k for k in reference if k[0] == last and marker <= k[1] < len(item.units[-1]) - 1}
+        wanted = set(value)
         if not all(reference[k][0] for k in wanted):
             return keep
     if not wanted:
@@ -50,10 +51,7 @@ def plain_judge(rule, model, encoder, item):
     for part in filter(None, parts):
         view = token_view(model, item, keep - part - (gone if rule.cumulative else set()))
         later = [k for k in wanted if k[0] > max(part) and k in view]
-        rise = -sum(
-            math.log(view[last, p][1]) - math.log(reference[last, p][1])
-            for p in range(len(item.units[last]))
-        )
+        rise = -sum(math.log(view[k][1]) - math.log(reference[k][1]) for k in value)
         if all(view[k][0] and view[k][1] >= rule.floor for k in later) and rise <= rule.veto:
             gone |= part
     return keep - gone

@@ -1,7 +1,6 @@
 """The configuration of a run: a frozen dataclass, from a preset, a YAML file and flags."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +61,7 @@ class RunConfig:
     judge_part: Part = option("unit", "what the judge lets go as one: unit, or chunk")
     judge_onsets: bool = option(False, "the first token of a unit may veto a skip too")
     judge_floor: float = option(0.0, "a token whose probability falls below this vetoes a skip")
-    judge_veto: float = option(math.inf, "rise of the answer's NLL that vetoes a skip, in nats")
+    judge_veto: float = option(0.5, "rise of the answer's NLL that vetoes a skip, in nats")
     judge_cumulative: bool = option(True, "judge with the holes already made, not one at a time")
     stt_share: float = option(0.4, "part of --budget that each STT round trains on")
     mix_full: float = option(0.0, "share of full rationales added to the shortened ones")

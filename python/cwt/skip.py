@@ -33,7 +33,7 @@ class Decision:
     Attributes:
         flipped: the later tokens that stopped being the arg-max: text, unit, and the probability
             with and without the unit.
-        answer_rise: how much the answer's NLL rises without the unit, in nats.
+        answer_rise: how much the NLL of the answer's value rises without the unit, in nats.
     """
 
     id: str
@@ -64,7 +64,8 @@ class Rule:
         onsets: the first token of a unit may be eligible too.
         floor: a token is upset when it stops being the arg-max, or when its probability falls
             below this; 0 asks for the arg-max alone.
-        veto: a part also stays when the NLL of the answer rises by more than this, in nats.
+        veto: a part also stays when the NLL of the answer's value (what comes after "The answer
+            is": its beginning asks which sentence follows) rises by more than this, in nats.
         cumulative: left to right with the holes already made; otherwise each part is judged with
             all others in place.
         part: what goes or stays as one: a `unit`, or a `chunk` with all its units.
@@ -103,7 +104,8 @@ def judge_units(
     kept = list(start)
     decisions: list[Decision] = []
     reference = _passes(model, encoder, items, start, batch_size)
-    eligible = [_eligible(rule, encoder, item, r) for item, r in zip(items, reference, strict=True)]
+    values = [_answer_value(encoder, item) for item in items]
+    eligible = [_eligible(rule, r, v) for r, v in zip(reference, values, strict=True)]
     parts = [_parts(rule, item) for item in items]
     most = max(map(len, parts))
     for n in range(most):
@@ -115,7 +117,7 @@ def judge_units(
         holes = [(kept if rule.cumulative else start)[i] - gone for i, gone in asked]
         after = _passes(model, encoder, [items[i] for i, _ in asked], holes, batch_size)
         for (i, gone), tokens in zip(asked, after, strict=True):
-            item, last = items[i], len(items[i].units) - 1
+            item = items[i]
             flips = [
                 {
                     "token": encoder.text([item.units[v][p]]),
@@ -128,7 +130,7 @@ def judge_units(
                 and (v, p) in tokens
                 and (not tokens[v, p][0] or tokens[v, p][1] < rule.floor)
             ]
-            rise = _answer_nll(tokens, last) - _answer_nll(reference[i], last)
+            rise = _nll(tokens, values[i]) - _nll(reference[i], values[i])
             skipped = not flips and rise <= rule.veto
             for u in sorted(gone):
                 text = encoder.text(item.units[u]).strip()
@@ -193,14 +195,14 @@ def removal_rates(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[st
     return {kind: gone[kind] / n for kind, n in sorted(total.items())}
 
 
-Tokens = dict[tuple[int, int], tuple[bool, float]]  # (unit, position) -> (is the arg-max, p)
+Place = tuple[int, int]  # (unit, position)
+Places = list[Place]
+Tokens = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
 
 
-def _eligible(
-    rule: Rule, encoder: Encoder, item: Encoded, reference: Tokens
-) -> set[tuple[int, int]]:
+def _eligible(rule: Rule, reference: Tokens, value: Places) -> set[Place]:
     if rule.judge == "literal":
-        return _answer_tokens(encoder, item, reference)
+        return set(value) if all(reference[place][0] for place in value) else set()
     return {
         (u, p)
         for (u, p), (right, probability) in reference.items()
@@ -208,18 +210,17 @@ def _eligible(
     }
 
 
-def _answer_nll(tokens: Tokens, answer: int) -> float:
-    return -sum(math.log(max(p, 1e-30)) for (u, _), (_, p) in tokens.items() if u == answer)
+def _nll(tokens: Tokens, places: Places) -> float:
+    return -sum(math.log(max(tokens[place][1], 1e-30)) for place in places)
 
 
-def _answer_tokens(encoder: Encoder, item: Encoded, reference: Tokens) -> set[tuple[int, int]]:
-    """Returns the tokens of the answer after its marker, none where one of them is wrong."""
+def _answer_value(encoder: Encoder, item: Encoded) -> Places:
+    """Returns where the answer stands in the last unit: after its marker, before the end."""
     unit, last = item.units[-1], len(item.units) - 1
     text = encoder.text(unit)
     marker = re.search(r"answer (?:is|should be)\b:?", text, re.IGNORECASE)
     start = len(encoder.ids(text[: marker.end()])) if marker else 0
-    tokens = {(last, p) for p in range(start, len(unit) - 1)}  # the end of sequence is no answer
-    return tokens if all(reference[key][0] for key in tokens) else set()
+    return [(last, p) for p in range(start, len(unit) - 1)]
 
 
 def _passes(
