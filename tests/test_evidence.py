@@ -1,5 +1,7 @@
 """`cwt evidence`: a small matrix, really run, and the statistics of its differences."""
 
+import re
+
 import numpy as np
 import pytest
 from cwt.cli import main
@@ -48,6 +50,10 @@ def test_the_matrix_holds_every_row_of_every_run(matrix):
     page = (matrix / "evidence.md").read_text()
     assert all(f"| {name} |" in page for name in names)
     assert "| CWT against FTT |" in page
+    command = " ".join(page.split("\n\n")[1].split())  # what makes it again
+    flags = [f"{flag} {value}" for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)]
+    assert command.startswith("cwt evidence --tasks letters --seeds 0,1 ")
+    assert sorted(re.findall(r"--\S+ \S+", command)) == sorted(flags)
 
 
 def test_the_report_of_a_run_shows_its_diagnostics(matrix):

@@ -1,5 +1,6 @@
 """report.html in a real browser: loads without a network, filters, opens an example."""
 
+import os
 import re
 import shutil
 
@@ -36,7 +37,8 @@ def test_the_file_is_whole_and_asks_nothing_of_the_network(run):
 @pytest.fixture(scope="module")
 def page(run):
     if CHROMIUM is None:
-        pytest.skip("no chromium on PATH (Debian: apt install chromium)")
+        refuse = pytest.fail if os.environ.get("CWT_REQUIRE_BROWSER") else pytest.skip
+        refuse("no chromium on PATH (Debian: apt install chromium)")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

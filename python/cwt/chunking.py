@@ -84,10 +84,11 @@ def unit_nll(
     for part, batch, output in forward(model, encoder, rows, batch_size):
         # A unit is a chunk here: the loss's own sums per chunk are the units' sums.
         row = torch.arange(len(part), device=batch.chunk_ids.device)[:, None]
-        ids = torch.where(batch.chunk_ids >= 0, batch.chunk_ids + row * width, -1)
+        ids = (batch.chunk_ids + row * width)[batch.rows]
         result = cwt_ext.chunk_loss(
-            output.logits, batch.labels, ids, reduction="sum", num_chunks=len(part) * width
-        )
+            output.logits[0], batch.labels[batch.rows], ids,
+            reduction="sum", num_chunks=len(part) * width,
+        )  # fmt: skip
         sums = result.stats.nll_sum.double().cpu().numpy().reshape(len(part), width)
         results.update((i, s[: len(items[i].units)]) for i, s in zip(part, sums, strict=True))
     return [results[i] for i in range(len(items))]

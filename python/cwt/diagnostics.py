@@ -71,7 +71,7 @@ def unit_figures(
     rows = [sample(item) for item in by_unit]
     for part, batch, output in forward(model, encoder, rows, batch_size):
         width = max(len(items[i].units) for i in part)
-        real = _statistics(output.logits, batch.labels, batch.chunk_ids, width)
+        real = _statistics(output.logits[0], batch.labels, batch.chunk_ids, width)
         shuffled = batch.chunk_ids.cpu().clone()
         for row in shuffled:
             bears = row >= 0
@@ -79,7 +79,7 @@ def unit_figures(
             rng.shuffle(ids)
             row[bears] = torch.tensor(ids)
         control = _statistics(
-            output.logits, batch.labels, shuffled.to(batch.chunk_ids.device), width
+            output.logits[0], batch.labels, shuffled.to(batch.chunk_ids.device), width
         )
         for b, i in enumerate(part):
             found[i] = _of_item(items[i], examples[i], real[b], control[b])
@@ -89,13 +89,13 @@ def unit_figures(
 def _statistics(
     logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, width: int
 ) -> list[list[tuple[float, float, float, float]]]:
-    """Returns (tokens, nll, sum of norms, norm of the mean) of every row and unit."""
-    count = len(logits)
+    """Returns (tokens, nll, sum of norms, norm of the mean) of every row of ids and unit."""
+    count, bears = len(ids), ids >= 0
     row = torch.arange(count, device=ids.device)[:, None]
-    ids = torch.where(ids >= 0, ids + row * width, -1)
     stats = cwt_ext.chunk_loss(
-        logits, labels, ids, reduction="sum", num_chunks=count * width, mean_grad_norm=True
-    ).stats
+        logits, labels[bears], (ids + row * width)[bears],
+        reduction="sum", num_chunks=count * width, mean_grad_norm=True,
+    ).stats  # fmt: skip
     assert stats is not None
     assert stats.mean_grad_norm is not None
     columns = (stats.tokens, stats.nll_sum, stats.grad_norm_sum, stats.mean_grad_norm)

@@ -142,6 +142,11 @@ class Batch:
     labels: torch.Tensor
     chunk_ids: torch.Tensor
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """(B, T) bool: where a label bears loss."""
+        return self.chunk_ids >= 0
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device) for t in vars(self).values()))
 
@@ -193,16 +198,20 @@ def forward(
     batch_size: int,
     **options: Any,
 ) -> Iterator[tuple[list[int], Batch, Any]]:
-    """Yields (indices of some rows, their batch, the model's output), the shortest rows first."""
+    """Yields (indices of some rows, their batch, the model's output), the shortest rows first.
+
+    The output's logits are those of batch.rows, (1, n, V).
+    """
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     for at in range(0, len(order), batch_size):
         part = order[at : at + batch_size]
         batch = collate([rows[i] for i in part], encoder.pad).to(model.device)
-        output = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            **options,
-        )
+        with head_of_rows(model, batch.rows):
+            output = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **options,
+            )
         yield part, batch, output

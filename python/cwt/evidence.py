@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -183,10 +184,18 @@ def _difference(task: str, a: str, b: str, seeds: Sequence[tuple[Marks, Marks]])
 
 
 def as_markdown(evidence: dict[str, Any]) -> str:
-    """Returns the evidence as a page of tables."""
+    """Returns the evidence as a page of tables, led by the command that makes it again."""
     c, seeds = evidence["config"], ", ".join(map(str, evidence["seeds"]))
+    machine, spent = evidence["machine"], sum(r["train_seconds"] for r in evidence["methods"])
     lines = [
         "# Evidence", "",
+        *textwrap.wrap(
+            _command(evidence), 100, initial_indent="    ", subsequent_indent="      ",
+            break_long_words=False, break_on_hyphens=False,
+        ), "",
+        f"{machine['platform']}, torch {machine['torch']}, {machine['cores']} cores, one run on "
+        f"each; {spent / 3600:.1f} hours of training, a parent counted for each row that goes on "
+        "from it.", "",
         f"Student {c['student']}, {c['train_size']} training and {c['test_size']} test questions, "
         f"{c['budget']} {c['budget_unit'].replace('_', ' ')} a method, seeds {seeds}; STT and its "
         f"controls go on from {c['parent']}. Accuracy: mean of the seeds, each in brackets. "
@@ -198,6 +207,16 @@ def as_markdown(evidence: dict[str, Any]) -> str:
         diagnosed = [d for d in evidence["diagnostics"] if d["task"] == task]
         lines += [*_difference_table(evidence, task), "", *diagnostics_table(diagnosed), ""]
     return "\n".join(lines)
+
+
+def _command(evidence: dict[str, Any]) -> str:
+    default = vars(RunConfig())
+    chosen = {k: v for k, v in evidence["config"].items() if v != default[k]}
+    flags = {
+        "tasks": ",".join(evidence["tasks"]), "seeds": ",".join(map(str, evidence["seeds"])),
+        **{name: value for name, value in chosen.items() if name not in ("task", "seed")},
+    }  # fmt: skip
+    return " ".join(["cwt evidence", *(f"--{name} {value}" for name, value in flags.items())])
 
 
 def _method_table(evidence: dict[str, Any], task: str) -> list[str]:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
+
+import cwt_ext
 
 from .data import Example
 from .encode import Encoded, Encoder, forward, sample
@@ -234,14 +235,12 @@ def _passes(
     results: list[Tokens] = [{} for _ in items]
     rows = [sample(item, keep) for item, keep in zip(items, keeps, strict=True)]
     for part, batch, output in forward(model, encoder, rows, batch_size):
-        labels = batch.labels.clamp(min=0)
-        chosen = torch.gather(output.logits, 2, labels[..., None])[..., 0]
-        probability = (chosen - output.logits.logsumexp(-1)).exp().tolist()
-        right = (output.logits.argmax(-1) == labels).tolist()
-        for b, i in enumerate(part):
-            t = len(items[i].prompt) - 1
-            for u in sorted(keeps[i]):
-                for p in range(len(items[i].units[u])):
-                    results[i][u, p] = (right[b][t], probability[b][t])
-                    t += 1
+        found = cwt_ext.chunk_loss(
+            output.logits[0], batch.labels[batch.rows], batch.chunk_ids[batch.rows]
+        ).rows
+        assert found is not None
+        tokens = zip((found.correct > 0).tolist(), (-found.nll).exp().tolist(), strict=True)
+        for i in part:  # of one row after another
+            places = [(u, p) for u in sorted(keeps[i]) for p in range(len(items[i].units[u]))]
+            results[i] = dict(zip(places, itertools.islice(tokens, len(places)), strict=True))
     return results

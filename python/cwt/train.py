@@ -160,13 +160,12 @@ class _Run:
         self, samples: list[Sample], count: int, mean_grad_norm: bool
     ) -> "cwt_ext.ChunkLoss":
         batch = collate(samples, self.pad).to(self.accelerator.device)
-        rows = batch.chunk_ids >= 0
-        with head_of_rows(self.accelerator.unwrap_model(self.model), rows):
+        with head_of_rows(self.accelerator.unwrap_model(self.model), batch.rows):
             logits = self.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits[0]
         return cwt_ext.chunk_loss(
-            logits, batch.labels[rows], batch.chunk_ids[rows],
+            logits, batch.labels[batch.rows], batch.chunk_ids[batch.rows],
             reduction="sum", normalizer=count, num_chunks=self.chunks, validate=False,
             mean_grad_norm=mean_grad_norm,
         )  # fmt: skip
