@@ -10,7 +10,7 @@ from cwt.files import read_json, read_lines
 
 SMALL = ["--train_size", "16", "--validation_size", "8", "--test_size", "10", "--budget", "600",
          "--rounds", "1", "--max_new_tokens", "24", "--eval_batch_size", "10", "--tasks", "letters",
-         "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT"]  # fmt: skip
+         "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT", "--parent", "CWT"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ class RunConfig:
     methods: str = option("all", "comma-separated rows of the table, or all")
     budget: int = option(400_000, "how long each method trains, in --budget_unit")
     budget_unit: BudgetUnit = option("loss_tokens", "of budget: loss-bearing or processed tokens")
-    parent: str = option("CWT", "row of the table that STT and its controls go on from")
+    parent: str = option("FTT-small-batch", "row of the table that STT and its controls go on from")
     batch_size: int = option(4, "samples of a step of answer-only and FTT, STT and its controls")
     cwt_batch_size: int = option(16, "samples (one chunk each) of a step of CWT")
     small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")
