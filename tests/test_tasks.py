@@ -3,7 +3,7 @@ import re
 
 import pytest
 from cwt.data import generate
-from cwt.tasks import ANSWER, CORE, NAMES, TASKS, Problem, unique_problems
+from cwt.tasks import ANSWER, CORE, NAMES, SPARE, TASKS, Problem, unique_problems
 
 
 def solve(problem: Problem) -> str:
@@ -48,6 +48,34 @@ def test_core_steps_are_true_equations_and_chain():
         assert str(value) == problem.answer
 
 
+def told(problem, left_out=None):
+    """Returns what each swap finds and what the answer is, with one swap left out."""
+    holds = dict(re.findall(r"(\w+) has the (\w+) ball", problem.question))
+    found = []
+    for i, (a, b) in enumerate(re.findall(r"(\w+) and (\w+) swap", problem.question)):
+        found.append((holds[a], holds[b]))
+        if i != left_out:
+            holds[a], holds[b] = holds[b], holds[a]
+    return found, holds[re.search(r"does (\w+) have", problem.question).group(1)]
+
+
+def test_a_step_is_spare_where_nothing_later_changes_without_it():
+    spare = 0
+    for problem in unique_problems("objects", 300, seed=0, steps=4, people=4):
+        kinds = [k for k, s in zip(problem.kinds, problem.sentences, strict=True) if "become" in s]
+        found, answer = told(problem)
+        assert answer == problem.answer
+        for i, kind in enumerate(kinds):
+            others, other_answer = told(problem, left_out=i)
+            same = all(found[j] == others[j] for j in range(i + 1, len(kinds)) if kinds[j] == CORE)
+            assert (kind == SPARE) == (same and answer == other_answer)
+            spare += kind == SPARE
+    assert spare > 100
+    for problem in unique_problems("coin", 100, seed=0):
+        for kind, sentence in zip(problem.kinds, problem.sentences, strict=True):
+            assert (kind == SPARE) == ("leaves it at" in sentence)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_ten_thousand_questions(task):
     questions = {p.question for p in unique_problems(task, 10_000, seed=0)}
@@ -75,4 +103,5 @@ def test_parts_share_no_question():
 @pytest.mark.parametrize("task", TASKS)
 def test_without_filler_only_the_frame_and_the_core_are_left(task):
     problem = TASKS[task](random.Random(0), filler=0.0)
-    assert set(problem.kinds[2:-1]) == {CORE}
+    assert CORE in problem.kinds
+    assert set(problem.kinds[2:-1]) <= {CORE, SPARE}

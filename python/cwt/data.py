@@ -25,7 +25,7 @@ class Example:
         units: the pieces of the rationale in order; joined they are the rationale. Empty for
             questions that are only evaluated on.
         answer: the answer alone.
-        kinds: what each unit is (core, restate, filler, answer), for generated examples.
+        kinds: what each unit is (core, spare, restate, filler, answer), for generated examples.
     """
 
     id: str

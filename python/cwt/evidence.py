@@ -22,6 +22,7 @@ from .methods import PARENT, run_method, selected_methods
 from .report import ORDER, diagnostics_table, make_report, read_diagnostics
 from .schedule import set_up_worker
 from .stages import diagnose_student, make_chunks, make_data
+from .tasks import CORE, FILLER, RESTATE, SPARE
 from .workspace import open_workspace
 
 # (a, b): the table of differences says by how much a is above b.
@@ -32,6 +33,7 @@ PAIRS = (
     ("FTT-sentence-dropout", "FTT-small-batch"), ("CWT-by-index", "CWT"), ("CWT-adaptive", "CWT"),
     ("CWT-sbc", "CWT"),
 )  # fmt: skip
+LABELS = (CORE, SPARE, RESTATE, FILLER)  # of generated units, in the tables
 DIAGNOSED = ("FTT", "FTT-small-batch", "CWT")
 
 
@@ -221,7 +223,7 @@ def _command(evidence: dict[str, Any]) -> str:
 
 def _method_table(evidence: dict[str, Any], task: str) -> list[str]:
     lines = [
-        "| method | accuracy % | tokens written | core / other left out % | loss tokens | "
+        f"| method | accuracy % | tokens written | {' / '.join(LABELS)} left out % | loss tokens | "
         "processed tokens |",
         "|---|---|---|---|---|---|",
     ]
@@ -230,8 +232,8 @@ def _method_table(evidence: dict[str, Any], task: str) -> list[str]:
             continue
         by_seed = ", ".join(f"{100 * a:.1f}" for a in row["accuracies"])
         rates = row["removal_rates"]
-        others = [v for k, v in rates.items() if k != "core"]
-        left = f"{100 * rates['core']:.1f} / {100 * np.mean(others):.0f}" if others else "-"
+        shares = [f"{100 * rates[k]:.1f}" if k in rates else "-" for k in LABELS]
+        left = " / ".join(shares) if rates else "-"
         lines.append(
             f"| {row['name']} | {100 * row['accuracy']:.1f} ({by_seed}) | "
             f"{row['generated_tokens']:.1f} | {left} | {row['loss_tokens']:.0f} | "

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .tasks import COLOURS, CORE, NAMES, TASKS, WORDS, Problem, objects
+from .tasks import COLOURS, CORE, NAMES, SPARE, TASKS, WORDS, Problem, objects
 
 PAD, EOS = "<pad>", "<eos>"
 WARM_UP = 500  # steps on look-ups alone, after which they are there to build on
@@ -48,6 +48,11 @@ def letter_facts() -> list[tuple[str, str]]:
     return [(f" The last letter of {word} is", f" {word[-1]}") for word in WORDS]
 
 
+def first_step(problem: Problem) -> int:
+    """Returns the index of the first sentence that is a step."""
+    return next(i for i, kind in enumerate(problem.kinds) if kind in (CORE, SPARE))
+
+
 def any_step(rng: random.Random, problem: Problem) -> tuple[str, str]:
     """Returns (question, one step): a step of some event from some state, nothing chained.
 
@@ -55,7 +60,7 @@ def any_step(rng: random.Random, problem: Problem) -> tuple[str, str]:
     half of the time the state it starts from is not the question's but one that is stated, as in
     the middle of a solution.
     """
-    end = problem.kinds.index(CORE) + 1
+    end = first_step(problem) + 1
     sentences = list(problem.sentences[:end])
     question = re.findall(r"[^.?]+[.?]", problem.question)
     if problem.task == "letters":
@@ -270,7 +275,7 @@ def steps_known(
     rng, right = random.Random(f"check-{task}"), 0
     for _ in range(n):
         problem = BASE_TASKS[task](rng, steps=1, filler=1.0)
-        core = problem.kinds.index(CORE)
+        core = first_step(problem)
         before = problem.question + "\n" + " ".join(problem.sentences[:core])
         context, target = tokenizer.encode(before), tokenizer.encode(" " + problem.sentences[core])
         logits = model(input_ids=torch.tensor([context + target])).logits[0]

@@ -1,8 +1,10 @@
 """Generated reasoning problems with a programmatic teacher that writes like a real one.
 
 Four families of the field: arithmetic word problems, tracking shuffled objects, last letters, coin
-flips. Around the core steps the teacher restates, announces and sums up; every sentence carries its
-kind, so that a claim such as "the judge removes filler and keeps core steps" can be checked.
+flips. Around the steps the teacher restates, announces and sums up. Every sentence carries its
+kind, so that a claim such as "the judge removes filler and keeps core steps" can be checked. A step
+is core where the answer follows from it, and spare where nothing that comes later does: a swap that
+reaches neither the person asked about nor anyone that a core step tells of, a coin not flipped.
 """
 
 import random
@@ -20,7 +22,7 @@ WORDS = (
     "plate kettle teapot sugar pepper butter cheese honey walnut cherry melon grape peach plum"
 ).split()
 
-CORE, RESTATE, FILLER, ANSWER = "core", "restate", "filler", "answer"
+CORE, SPARE, RESTATE, FILLER, ANSWER = "core", "spare", "restate", "filler", "answer"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class _Writer:
     def maybe(self, kind: str, *variants: str, share: float = 1.0) -> None:
         if self.rng.random() < self.filler * share:
             self.add(kind, *variants)
+
+    def spare(self, index: int) -> None:
+        """Says of a core step that nothing follows from it."""
+        self.sentences[index] = (self.sentences[index][0], SPARE)
 
     def words(self) -> tuple[str, str, str]:
         pick = self.rng.choice
@@ -133,6 +139,7 @@ def objects(
     out.intro()
     start = ", ".join(f"{name} {holds[name]}" for name in names)
     out.add(RESTATE, f"At the start we have {start}.", f"We begin with {start}.")
+    swaps: list[tuple[int, set[str]]] = []  # sentence, who
     for _ in range(steps):
         a, b = rng.sample(names, 2)
         event = f"{a} and {b} swap"
@@ -142,11 +149,18 @@ def objects(
         before = f"{b} {holds[b]} and {a} {holds[a]}"
         holds[a], holds[b] = holds[b], holds[a]
         after = f"{a} {holds[a]} and {b} {holds[b]}"
+        swaps.append((len(out.sentences), {a, b}))
         out.add(CORE, f"With {a} and {b}, {before} become {after}.")
         c = rng.choice(names)
         out.maybe(RESTATE, f"So {c} has the {holds[c]} ball after this.", share=0.5)
     asked = rng.choice(names)
     question.append(f"Which ball does {asked} have?")
+    told = {asked}  # later on
+    for index, who in reversed(swaps):
+        if who & told:
+            told |= who
+        else:
+            out.spare(index)
     if conclude:
         out.add(CORE, f"In the end {asked} has the {holds[asked]} ball.")
     return out.problem("objects", " ".join(question), holds[asked])
@@ -182,7 +196,7 @@ def coin(rng: random.Random, steps: int = 4, filler: float = 0.7) -> Problem:
         verb = "turns it from" if flips else "leaves it at"
         before, heads = side[heads], heads != flips
         to = f" to {side[heads]}" if flips else ""
-        out.add(CORE, f"With {name}, {name} {verb} {before}{to}.")
+        out.add(CORE if flips else SPARE, f"With {name}, {name} {verb} {before}{to}.")
     question.append("Is the coin heads up?")
     return out.problem("coin", " ".join(question), "yes" if heads else "no")
 
