@@ -27,7 +27,7 @@ from cwt.skip import Keep, Rule, judge_units
 from cwt.stages import load_training, open_student
 from cwt.workspace import Workspace, open_workspace, saved_config
 
-FORWARD = Rule()
+FORWARD = Rule()  # without a veto
 # name: (which student, what is asked)
 RULES = {
     "forward": ("CWT", FORWARD),
