@@ -16,19 +16,19 @@ inline int64_t unaligned_head(const scalar_t* p, int64_t size) {
   return head < size ? head : size;
 }
 
-// The squares of e, where somebody wants them.
+// The squares of e, where somebody wants them; two chains, as one would wait for its own sums.
 template <class V, bool kWanted>
 struct Squares {
-  typename V::reg lanes = V::set1(0);
+  typename V::reg even = V::set1(0), odd = V::set1(0);
   double rest = 0;
 
-  void add(typename V::reg e) {
+  void add(typename V::reg e, typename V::reg& lanes) {
     if constexpr (kWanted) lanes = V::fma(e, e, lanes);
   }
   void add(const float* e) {
     if constexpr (kWanted) rest += double(*e) * *e;
   }
-  double total() const { return kWanted ? rest + sum_of<V>(lanes) : 0; }
+  double total() const { return kWanted ? rest + sum_of<V>(V::add(even, odd)) : 0; }
 };
 
 // grad = scale * e, the whole of pass 2 for the plain loss; returns the sum of e^2.
@@ -43,15 +43,20 @@ inline double scale_span(const float* e, int64_t size, float scale, scalar_t* gr
   int64_t i = 0;
   for (const int64_t head = kStream ? unaligned_head<V>(grad, size) : 0; i < head; ++i) one(i);
   const auto factor = V::set1(scale);
-  for (; i + kLanes <= size; i += kLanes) {
-    const auto value = V::load(e + i);
-    squares.add(value);
+  const auto step = [&](int64_t at, typename V::reg& lanes) {
+    const auto value = V::load(e + at);
+    squares.add(value, lanes);
     const auto g = V::mul(value, factor);
     if constexpr (kStream)
-      V::stream(grad + i, g);
+      V::stream(grad + at, g);
     else
-      V::store(grad + i, g);
+      V::store(grad + at, g);
+  };
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    step(i, squares.even);
+    step(i + kLanes, squares.odd);
   }
+  for (; i + kLanes <= size; i += kLanes) step(i, squares.even);
   for (; i < size; ++i) one(i);
   return squares.total();
 }
@@ -73,7 +78,7 @@ inline double scale_span_add(const float* e, int64_t size, float scale, float we
   const auto factor = V::set1(scale), factor_of_grad = V::set1(weight);
   for (; i + kLanes <= size; i += kLanes) {
     const auto value = V::load(e + i);
-    squares.add(value);
+    squares.add(value, squares.even);
     const auto g = V::mul(value, factor);
     V::store(mean + i, V::add(V::load(mean + i), g));
     if constexpr (kStream)
