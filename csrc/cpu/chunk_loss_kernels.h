@@ -16,9 +16,9 @@ struct RowInput {
   int64_t stride;  // in elements
   int64_t vocab, label;
   double softcap;   // 0: none
-  bool want_stats;  // fill h and, without keep, q
+  bool want_stats;  // fill q and h
   bool want_z_sum;
-  bool keep;  // leave exp(z_j - shift) in scratch.e for write(), which adds up the squares
+  bool keep;  // leave exp(z_j - shift) in scratch.e for write()
 };
 
 // One thread's workspace; acc is float, or double for float64 logits.
@@ -44,7 +44,7 @@ struct RowOutput {
 struct RowKernels {
   // False where the row holds NaN or +Inf, or nothing but -Inf.
   bool (*sums)(const RowInput&, RowScratch&, RowSums<double>&);
-  // Writes the gradient from what sums() kept; returns sum_j g_j^2, where statistics are wanted.
+  // Writes the gradient from what sums() kept; returns sum_j g_j^2 unless out.plain.
   double (*write)(const RowInput&, const RowScratch&, const RowOutput&);
   // out = factor * in for `size` elements; out may be in.
   void (*scale)(const void* in, void* out, int64_t size, double factor);

@@ -2,8 +2,7 @@
 //
 // Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
 // pass 2 (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
-// read, V gradients written, both once. Pass 1 is bound by its multiply-adds and pass 2 by its
-// stores, so where there is a pass 2 the squares are added up there.
+// read, V gradients written, both once.
 //
 // N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
 // exactly enough at any distance from the maximum, e = exp(r) 2^(n - N). (x - max in float32 loses
@@ -118,14 +117,16 @@ struct SpanSums {
   typename V::reg s = V::set1(0), q = V::set1(0), h = V::set1(0), top = V::set1(-kInfinity);
 };
 
-template <class V, bool kStats, bool kKeep>
+template <class V, bool kStats>
 inline typename V::reg exp_step(typename V::reg z, const Shift<V>& shift, SpanSums<V>& a) {
   a.top = V::max(z, a.top);                // a NaN keeps top
   const auto x = V::max(shift.lowest, z);  // a NaN stays
   const auto e = exp_shifted<V>(x, shift.bias);
   a.s = V::add(a.s, e);
-  if constexpr (kStats && !kKeep) a.q = V::fma(e, e, a.q);
-  if constexpr (kStats) a.h = V::fma(e, V::sub(x, shift.offset), a.h);
+  if constexpr (kStats) {
+    a.q = V::fma(e, e, a.q);
+    a.h = V::fma(e, V::sub(x, shift.offset), a.h);
+  }
   return e;
 }
 
@@ -135,8 +136,8 @@ inline void exp_span(const scalar_t* x, int64_t size, float* e, const Shift<V>& 
   constexpr int64_t kLanes = V::kLanes;
   int64_t i = 0;
   for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-    const auto e0 = exp_step<V, kStats, kKeep>(V::load(x + i), shift, a);
-    const auto e1 = exp_step<V, kStats, kKeep>(V::load(x + i + kLanes), shift, a);
+    const auto e0 = exp_step<V, kStats>(V::load(x + i), shift, a);
+    const auto e1 = exp_step<V, kStats>(V::load(x + i + kLanes), shift, a);
     if constexpr (kKeep) {
       V::store(e + i, e0);
       V::store(e + i + kLanes, e1);
@@ -147,7 +148,7 @@ inline void exp_span(const scalar_t* x, int64_t size, float* e, const Shift<V>& 
     scalar_t in[kLanes];
     float out[kLanes];
     for (int64_t k = 0; k < kLanes; ++k) in[k] = k < left ? x[i + k] : minus_infinity(x);
-    V::store(out, exp_step<V, kStats, kKeep>(V::load(in), shift, a));
+    V::store(out, exp_step<V, kStats>(V::load(in), shift, a));
     if constexpr (kKeep) std::memcpy(e + i, out, left * sizeof(float));
   }
 }
@@ -207,7 +208,7 @@ RowPass sums_pass(const scalar_t* x, const RowInput& in, RowScratch& scratch,
     const double block_s = sum_of<V>(a.s);
     totals.s += block_s;
     if constexpr (kStats) {
-      if constexpr (!kKeep) totals.q += sum_of<V>(a.q);
+      totals.q += sum_of<V>(a.q);
       totals.h += sum_of<V>(a.h) + block_s * (double(float(n * kLn2)) - n * kLn2);
     }
   }

@@ -121,7 +121,7 @@ class Run {
                          {r.p_scale, 1 + (o_.z_loss > 0 ? 2 * o_.z_loss * r.logsumexp : 0),
                           o_.label_smoothing / double(layout_.vocab), r.g_y, plan_.weight[t], grad,
                           mean, plain, stream_});
-      if (stats) r.grad_norm_sq = square;
+      if (!plain) r.grad_norm_sq = square;
     }
     out.loss = r.row_loss;
     out.stat[kNll] = r.nll;

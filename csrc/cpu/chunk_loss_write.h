@@ -16,60 +16,31 @@ inline int64_t unaligned_head(const scalar_t* p, int64_t size) {
   return head < size ? head : size;
 }
 
-// The squares of e, where somebody wants them; two chains, as one would wait for its own sums.
-template <class V, bool kWanted>
-struct Squares {
-  typename V::reg even = V::set1(0), odd = V::set1(0);
-  double rest = 0;
-
-  void add(typename V::reg e, typename V::reg& lanes) {
-    if constexpr (kWanted) lanes = V::fma(e, e, lanes);
-  }
-  void add(const float* e) {
-    if constexpr (kWanted) rest += double(*e) * *e;
-  }
-  double total() const { return kWanted ? rest + sum_of<V>(V::add(even, odd)) : 0; }
-};
-
-// grad = scale * e, the whole of pass 2 for the plain loss; returns the sum of e^2.
-template <class V, bool kStream, bool kSquare, class scalar_t>
-inline double scale_span(const float* e, int64_t size, float scale, scalar_t* grad) {
+// grad = scale * e, the whole of pass 2 for the plain loss.
+template <class V, bool kStream, class scalar_t>
+inline void scale_span(const float* e, int64_t size, float scale, scalar_t* grad) {
   constexpr int64_t kLanes = V::kLanes;
-  Squares<V, kSquare> squares;
-  const auto one = [&](int64_t i) {
-    squares.add(e + i);
-    put<V>(grad + i, scale * e[i]);
-  };
   int64_t i = 0;
-  for (const int64_t head = kStream ? unaligned_head<V>(grad, size) : 0; i < head; ++i) one(i);
+  for (const int64_t head = kStream ? unaligned_head<V>(grad, size) : 0; i < head; ++i)
+    put<V>(grad + i, scale * e[i]);
   const auto factor = V::set1(scale);
-  const auto step = [&](int64_t at, typename V::reg& lanes) {
-    const auto value = V::load(e + at);
-    squares.add(value, lanes);
-    const auto g = V::mul(value, factor);
+  for (; i + kLanes <= size; i += kLanes) {
+    const auto g = V::mul(V::load(e + i), factor);
     if constexpr (kStream)
-      V::stream(grad + at, g);
+      V::stream(grad + i, g);
     else
-      V::store(grad + at, g);
-  };
-  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-    step(i, squares.even);
-    step(i + kLanes, squares.odd);
+      V::store(grad + i, g);
   }
-  for (; i + kLanes <= size; i += kLanes) step(i, squares.even);
-  for (; i < size; ++i) one(i);
-  return squares.total();
+  for (; i < size; ++i) put<V>(grad + i, scale * e[i]);
 }
 
 // The same, and mean += g.
-template <class V, bool kStream, bool kSquare, class scalar_t>
-inline double scale_span_add(const float* e, int64_t size, float scale, float weight,
-                             scalar_t* grad, float* mean) {
+template <class V, bool kStream, class scalar_t>
+inline void scale_span_add(const float* e, int64_t size, float scale, float weight, scalar_t* grad,
+                           float* mean) {
   constexpr int64_t kLanes = V::kLanes;
-  Squares<V, kSquare> squares;
   const auto one = [&](int64_t i) {
     const float g = scale * e[i];
-    squares.add(e + i);
     mean[i] += g;
     put<V>(grad + i, weight * g);
   };
@@ -77,9 +48,7 @@ inline double scale_span_add(const float* e, int64_t size, float scale, float we
   for (const int64_t head = kStream ? unaligned_head<V>(grad, size) : 0; i < head; ++i) one(i);
   const auto factor = V::set1(scale), factor_of_grad = V::set1(weight);
   for (; i + kLanes <= size; i += kLanes) {
-    const auto value = V::load(e + i);
-    squares.add(value, squares.even);
-    const auto g = V::mul(value, factor);
+    const auto g = V::mul(V::load(e + i), factor);
     V::store(mean + i, V::add(V::load(mean + i), g));
     if constexpr (kStream)
       V::stream(grad + i, V::mul(g, factor_of_grad));
@@ -87,7 +56,6 @@ inline double scale_span_add(const float* e, int64_t size, float scale, float we
       V::store(grad + i, V::mul(g, factor_of_grad));
   }
   for (; i < size; ++i) one(i);
-  return squares.total();
 }
 
 // g = (p_factor p - bias) slope with everything that may be asked of it; returns the sum of g^2.
@@ -117,25 +85,13 @@ inline double write_span(const float* e, const float* slope, int64_t size, float
   return total;
 }
 
-// Returns the sum of g^2, unless nobody wants it.
-template <class V, bool kStream, bool kSquare, class scalar_t>
-inline double plain_span(const float* e, int64_t size, double scale, const RowOutput& out,
-                         scalar_t* grad, float* mean) {
-  const double squares =
-      mean ? scale_span_add<V, kStream, kSquare>(e, size, float(scale), float(out.weight), grad,
-                                                 mean)
-           : scale_span<V, kStream, kSquare>(e, size, float(scale * out.weight), grad);
-  return squares * scale * scale;
-}
-
-template <class scalar_t>
-using PlainSpan = double (*)(const float*, int64_t, double, const RowOutput&, scalar_t*, float*);
-
-template <class V, class scalar_t>
-PlainSpan<scalar_t> plain_span_for(bool stream, bool square) {
-  if (stream)
-    return square ? &plain_span<V, true, true, scalar_t> : &plain_span<V, true, false, scalar_t>;
-  return square ? &plain_span<V, false, true, scalar_t> : &plain_span<V, false, false, scalar_t>;
+template <class V, bool kStream, class scalar_t>
+inline void plain_span(const float* e, int64_t size, double scale, const RowOutput& out,
+                       scalar_t* grad, float* mean) {
+  if (mean)
+    scale_span_add<V, kStream>(e, size, float(scale), float(out.weight), grad, mean);
+  else
+    scale_span<V, kStream>(e, size, float(scale * out.weight), grad);
 }
 
 template <class V, class scalar_t>
@@ -144,7 +100,6 @@ double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput&
   const float* slope = in.softcap > 0 ? static_cast<const float*>(scratch.slope) : nullptr;
   scalar_t* grad = static_cast<scalar_t*>(out.grad);
   float* mean = static_cast<float*>(out.mean);
-  const auto plain = plain_span_for<V, scalar_t>(out.stream, in.want_stats);
   double square = 0;
   for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
     const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
@@ -153,11 +108,13 @@ double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput&
     const double scale = out.p_scale * power;
     around(begin, end, in.label, [&](int64_t from, int64_t to) {
       float* mean_from = mean ? mean + from : nullptr;
-      if (out.plain && grad)
-        square += plain(e + from, to - from, scale, out, grad + from, mean_from);
-      else
+      if (!out.plain || !grad)
         square += write_span<V>(e + from, slope ? slope + from : nullptr, to - from, float(scale),
                                 out, grad ? grad + from : nullptr, mean_from);
+      else if (out.stream)
+        plain_span<V, true>(e + from, to - from, scale, out, grad + from, mean_from);
+      else
+        plain_span<V, false>(e + from, to - from, scale, out, grad + from, mean_from);
     });
   }
   const double g_y = slope ? out.g_y * slope[in.label] : out.g_y;
