@@ -3,9 +3,20 @@ import math
 import pytest
 import torch
 from app_fixtures import encode, examples, tiny
+from cwt.data import from_problem
 from cwt.encode import sample
-from cwt.skip import Rule, judge_units, oracle_units, random_units, removal_rates, skipped_share
-from cwt.tasks import ANSWER, CORE
+from cwt.recipe import Recipe
+from cwt.skip import (
+    Rule,
+    judge_units,
+    oracle_units,
+    random_units,
+    ratify_units,
+    removal_rates,
+    skipped_share,
+)
+from cwt.tasks import ANSWER, CORE, unique_problems
+from cwt.train import train
 
 
 def token_view(model, item, keep):
@@ -95,6 +106,75 @@ def test_a_second_round_starts_from_the_holes_of_the_first():
     for item, a, b in zip(items, first, second, strict=True):
         assert b <= a
         assert {d.unit for d in decisions if d.id == item.id} <= a
+
+
+def plain_ratify(rule, model, encoder, item, keep):
+    """The rule, one part and two passes at a time."""
+    keep, last = set(keep), len(item.units) - 1
+    marker = len(encoder.ids(" The answer is"))
+    parts = [{u} for u in range(1, last)]
+    if rule.part == "chunk":
+        of_unit = item.chunk_of_units()
+        parts = [{u for u in range(1, last) if of_unit[u] == m} for m in range(item.chunks)]
+    for part in filter(None, parts):
+        whole = keep if keep & part else keep | part
+        written, passed = token_view(model, item, whole), token_view(model, item, whole - part)
+        a, b = min(whole & part), min(u for u in whole - part if u > max(part))
+        first, second = item.units[a], item.units[b]
+        p = 0
+        while p < min(len(first), len(second)) - 1 and first[p] == second[p]:
+            p += 1
+        end = min(p + rule.opening, len(first), len(second))
+        write = math.prod(written[a, q][1] for q in range(p, end))
+        go_on = math.prod(passed[b, q][1] for q in range(p, end))
+        value = [(last, q) for q in range(marker, len(item.units[last]) - 1)]
+        rise = -sum(math.log(passed[k][1]) - math.log(written[k][1]) for k in value)
+        keep = set(whole - part if go_on > write and rise <= rule.veto else whole)
+    return keep
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(), Rule(veto=0.01), Rule(opening=1), Rule(part="chunk")],
+    ids=["default", "veto", "opening", "chunk"],
+)
+def test_batched_ratification_equals_the_rule_taken_one_by_one(rule):
+    model, encoder = tiny()
+    items = encode(encoder, examples(8))
+    # What no judge would leave out: it is for the student to say.
+    before = random_units(items, oracle_units(examples(8)), seed=3)
+    keeps, decisions = ratify_units(rule, model, encoder, items, before, batch_size=3)
+    for item, keep in zip(items, keeps, strict=True):
+        assert keep == plain_ratify(rule, model, encoder, item, before[items.index(item)])
+        assert {0, len(item.units) - 1} <= keep
+    back = sum(len(b - a) for a, b in zip(before, keeps, strict=True))
+    assert back > 0
+    for d in decisions:
+        assert d.flipped == []
+        assert d.skipped == (d.pass_nll < d.write_nll and d.answer_rise <= rule.veto)
+
+
+def test_a_student_ratifies_what_it_was_taught(tmp_path):
+    """Filler that went everywhere goes; a step that went in few examples comes back."""
+    model, encoder = tiny()
+    problems = unique_problems("arithmetic", 150, seed=1, filler=1.0)
+    some = [from_problem(problem, str(i)) for i, problem in enumerate(problems)]
+    items = encode(encoder, some)
+    steps = [e.kinds.index(CORE) for e in some]
+    keeps = [
+        frozenset(u for u, kind in enumerate(e.kinds) if u == 0 or kind != "filler")
+        - ({step} if i % 6 == 0 else set())
+        for i, (e, step) in enumerate(zip(some, steps, strict=True))
+    ]
+    recipe = Recipe("ftt", 40000, "processed_tokens", batch_size=4, learning_rate=1e-3)
+    train(model, encoder, items, keeps, recipe, tmp_path / "t", cpu=True)
+    after, decisions = ratify_units(Rule(veto=0.5), model, encoder, items, keeps)
+    rates = removal_rates(some, after)
+    assert rates["filler"] > 0.95
+    assert rates["core"] <= removal_rates(some, keeps)["core"] / 2
+    assert {(d.id, d.unit) for d in decisions} == {
+        (item.id, u) for item in items for u in range(1, len(item.units) - 1)
+    }
 
 
 def test_controls():

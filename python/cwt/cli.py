@@ -200,15 +200,15 @@ def skip(argv: list[str]) -> None:
     }
     ws, rest = _parse("skip", argv, False, options)
     from .files import read_json
-    from .stages import find_skips
+    from .stages import find_skips, round_judge
 
     if not 1 <= rest.round <= ws.config.rounds:
         raise UserError(f"skip: --round must be in 1..{ws.config.rounds}, got {rest.round}.")
-    before = f"STT-round-{rest.round - 1}" if rest.round > 1 else None
-    name = f"STT-round-{rest.round}"
+    rounds = ws.rounds()[: rest.round]
+    name, before = rounds[-1], rounds[-2] if rest.round > 1 else None
     with _Bars() as bars:
         find_skips(
-            ws, name, ws.config.judge, before or ws.config.parent, before,
+            ws, name, round_judge(ws, rest.round - 1), before or ws.config.parent, before,
             lambda share, text: bars.report(name, share, text),
         )  # fmt: skip
     record = read_json(ws.skips(name))
@@ -224,7 +224,8 @@ def evaluate(argv: list[str]) -> None:
     from .files import read_json, write_json
     from .stages import best_round, evaluate_student
 
-    student = best_round(ws) if rest.method == "STT" else rest.method
+    name = rest.method
+    student = best_round(ws, name) if name.startswith("STT") else name
     with _Bars() as bars:
         evaluate_student(
             ws, student, "test", lambda share, text: bars.report(rest.method, share, text)
@@ -273,7 +274,7 @@ def diagnose(argv: list[str]) -> None:
 
     options = {"--method": {"required": True, "help": "student, e.g. CWT or STT-round-1"}}
     ws, rest = _parse("diagnose", argv, False, options)
-    known = [*METHODS, *(f"STT-round-{r}" for r in range(1, ws.config.rounds + 1))]
+    known = [*METHODS, *ws.rounds()]
     if rest.method not in known:
         raise UserError(f"diagnose: --method must be one of {', '.join(known)}, got {rest.method}.")
     found = diagnose_student(ws, rest.method)

@@ -56,14 +56,15 @@ class RunConfig:
     max_length: int = option(0, "tokens of a training row, 0 for no limit; cut from the left")
 
     judge: Literal["forward", "literal"] = option("forward", "which judge decides what to skip")
-    rounds: int = option(2, "rounds of judging and STT; the best on validation is kept")
+    rounds: int = option(4, "rounds of deciding and STT; the best on validation is kept")
+    ratify: bool = option(True, "in every other round the student ratifies what the judge decided")
     threshold: float = option(0.9, "least probability of a token that a skip must not upset")
     judge_part: Part = option("unit", "what the judge lets go as one: unit, or chunk")
     judge_onsets: bool = option(False, "the first token of a unit may veto a skip too")
     judge_floor: float = option(0.0, "a token whose probability falls below this vetoes a skip")
     judge_veto: float = option(0.5, "rise of the answer's NLL that vetoes a skip, in nats")
     judge_cumulative: bool = option(True, "judge with the holes already made, not one at a time")
-    stt_share: float = option(0.4, "part of --budget that each STT round trains on")
+    stt_share: float = option(0.2, "part of --budget that each STT round trains on")
     mix_full: float = option(0.0, "share of full rationales added to the shortened ones")
 
     max_new_tokens: int = option(256, "generated per question at the most")

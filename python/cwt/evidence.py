@@ -27,9 +27,9 @@ from .workspace import open_workspace
 
 # (a, b): the table of differences says by how much a is above b.
 PAIRS = (
-    ("STT", PARENT), ("STT", "continued"), ("STT", "FTT-sentence-dropout"),
-    ("STT", "oracle-skips"), ("literal-skips", "random-skips"), ("CWT", "FTT"),
-    ("CWT", "FTT-small-batch"), ("CWT-sentence-dropout", "CWT"),
+    ("STT", PARENT), ("STT", "continued"), ("STT", "STT-as-judged"),
+    ("STT", "FTT-sentence-dropout"), ("STT", "oracle-skips"), ("literal-skips", "random-skips"),
+    ("CWT", "FTT"), ("CWT", "FTT-small-batch"), ("CWT-sentence-dropout", "CWT"),
     ("FTT-sentence-dropout", "FTT-small-batch"), ("CWT-by-index", "CWT"), ("CWT-adaptive", "CWT"),
     ("CWT-sbc", "CWT"),
 )  # fmt: skip

@@ -34,8 +34,14 @@ class UnitView:
         """Returns why the unit stays or goes, in a line; empty where nothing was decided."""
         if self.decision is None:
             return ""
-        flips = self.decision["flipped"]
-        if self.decision["skipped"]:
+        flips, skipped = self.decision["flipped"], self.decision["skipped"]
+        write, go_on = self.decision["write_nll"], self.decision["pass_nll"]
+        if write is not None and (skipped or go_on >= write):
+            return (
+                f"{'goes' if skipped else 'stays'}: beginning it costs the student {write:.2f} "
+                f"nats, going on without it {go_on:.2f}"
+            )
+        if skipped:
             return "nothing later depends on it"
         if not flips:
             return f"stays: the answer's NLL rises by {self.decision['answer_rise']:.2f} nats"
@@ -63,9 +69,8 @@ class ExampleView:
 
 
 def last_round(ws: Workspace) -> str | None:
-    """Returns the last judged round of STT, None before the first."""
-    rounds = [f"STT-round-{r}" for r in range(ws.config.rounds, 0, -1)]
-    return next((r for r in rounds if ws.skips(r).exists()), None)
+    """Returns the last round of STT that was decided, None before the first."""
+    return next((r for r in reversed(ws.rounds()) if ws.skips(r).exists()), None)
 
 
 def view_examples(
@@ -85,8 +90,8 @@ def view_examples(
     judged = last_round(ws)
     keeps = read_json(ws.skips(judged))["keeps"] if judged else None
     decisions: dict[tuple[str, int], dict[str, Any]] = {}
-    for r in range(1, ws.config.rounds + 1):
-        path = ws.skips(f"STT-round-{r}").with_suffix(".jsonl")
+    for name_of_round in ws.rounds():
+        path = ws.skips(name_of_round).with_suffix(".jsonl")
         for row in read_lines(path) if path.exists() else []:
             decisions[row["id"], row["unit"]] = row
     views = []
@@ -133,4 +138,5 @@ def show_example(ws: Workspace, index: int, student: str = "") -> None:
                 f"[dim]{escape(unit.reason())}[/]"
             )
     if judged := last_round(ws):
-        console.print(f"\n-- left out by {judged} ({ws.config.judge} judge)")
+        ratified = ", ratified" if read_json(ws.skips(judged))["judge"] == "ratify" else ""
+        console.print(f"\n-- left out by {judged} ({ws.config.judge} judge{ratified})")

@@ -37,13 +37,17 @@ def _control(name: str, judge: str, like_stt: bool = False) -> Stage:
     return stage
 
 
-def _stt(ws: Workspace, progress: Progress) -> str:
-    run_stt(ws, progress)
-    return best_round(ws)
+def _stt(row: str) -> Stage:
+    def stage(ws: Workspace, progress: Progress) -> str:
+        run_stt(ws, row, progress)
+        return best_round(ws, row)
+
+    return stage
 
 
-# CWT with other chunks or another schedule than configured: rows only where they are asked for.
-VARIANTS = ("CWT-sbc", "CWT-sbc-exact", "CWT-dp", "CWT-by-index", "CWT-adaptive")
+# CWT with other chunks or another schedule than configured.
+CWT_VARIANTS = ("CWT-sbc", "CWT-sbc-exact", "CWT-dp", "CWT-by-index", "CWT-adaptive")
+VARIANTS = (*CWT_VARIANTS, "STT-as-judged")  # rows only where they are asked for
 
 PARENT = "parent"  # in METHODS: what config.parent names
 
@@ -55,12 +59,13 @@ METHODS: dict[str, tuple[str | None, Stage]] = {
     "FTT-small-batch": (None, _base("FTT-small-batch")),
     "FTT-sentence-dropout": (None, _base("FTT-sentence-dropout")),
     "CWT-sentence-dropout": (None, _base("CWT-sentence-dropout")),
-    "STT": (PARENT, _stt),
+    "STT": (PARENT, _stt("STT")),
+    "STT-as-judged": (PARENT, _stt("STT-as-judged")),
     "continued": (PARENT, _control("continued", "none")),
     "literal-skips": (PARENT, _control("literal-skips", "literal")),
     "oracle-skips": (PARENT, _control("oracle-skips", "oracle")),
     "random-skips": ("STT", _control("random-skips", "random", like_stt=True)),
-    **{name: (None, _base(name)) for name in VARIANTS},
+    **{name: (None, _base(name)) for name in CWT_VARIANTS},
 }
 
 

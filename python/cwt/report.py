@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import read_json, write_json, write_text
-from .methods import METHODS, VARIANTS
+from .methods import CWT_VARIANTS, METHODS
 from .workspace import Workspace
 
 COLUMNS = (
@@ -77,8 +77,9 @@ def make_report(ws: Workspace) -> dict[str, Any]:
 
 
 ORDER = (
-    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", *VARIANTS,
-    "CWT-sentence-dropout", "continued", "STT", "literal-skips", "random-skips", "oracle-skips",
+    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", *CWT_VARIANTS,
+    "CWT-sentence-dropout", "continued", "STT", "STT-as-judged", "literal-skips", "random-skips",
+    "oracle-skips",
 )  # fmt: skip
 
 
@@ -113,10 +114,10 @@ def _way(ws: Workspace, name: str, student: str) -> list[str]:
     """Returns the students trained one after the other on the way to this one."""
     if METHODS[name][0] is None:
         return [student]
-    if name != "STT":
+    if not name.startswith("STT"):
         return [ws.config.parent, student]
-    last = int(student.rsplit("-", 1)[1])
-    return [ws.config.parent, *(f"STT-round-{r}" for r in range(1, last + 1))]
+    rounds = ws.rounds(name)
+    return [ws.config.parent, *rounds[: rounds.index(student) + 1]]
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 `forward` (the default) asks whether what follows is still predicted without a unit; `literal` asks
 only for the answer, with all later units of the teacher in place, and leaks: later units carry the
-results. `oracle`, `random` and `none` are controls.
+results. `oracle`, `random` and `none` are controls. What a judge decided is then ratified by a
+student that was trained on it: a skip that the student cannot foresee is one that it cannot learn.
 """
 
 import itertools
@@ -23,8 +24,10 @@ from .recipe import Part
 from .tasks import ANSWER, CORE
 from .train import Progress
 
-Judge = Literal["forward", "literal", "oracle", "random", "none"]
 Keep = frozenset[int]
+Place = tuple[int, int]  # (unit, position)
+Places = list[Place]
+Tokens = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class Decision:
 
     Attributes:
         flipped: the later tokens that stopped being the arg-max: text, unit, and the probability
-            with and without the unit.
+            with and without the unit; none where the decision was ratified.
         answer_rise: how much the NLL of the answer's value rises without the unit, in nats.
+        write_nll: where it was ratified, the NLL of the unit's opening at its place, in nats.
+        pass_nll: the same of the opening of what follows it.
     """
 
     id: str
@@ -43,6 +48,8 @@ class Decision:
     skipped: bool
     flipped: list[dict[str, Any]]
     answer_rise: float
+    write_nll: float | None = None
+    pass_nll: float | None = None
 
 
 def middle(item: Encoded) -> range:
@@ -70,6 +77,7 @@ class Rule:
         cumulative: left to right with the holes already made; otherwise each part is judged with
             all others in place.
         part: what goes or stays as one: a `unit`, or a `chunk` with all its units.
+        opening: at most so many tokens tell what a student that ratifies would write next.
     """
 
     judge: Literal["forward", "literal"] = "forward"
@@ -79,6 +87,7 @@ class Rule:
     veto: float = math.inf
     cumulative: bool = True
     part: Part = "unit"
+    opening: int = 12
 
 
 def judge_units(
@@ -142,6 +151,72 @@ def judge_units(
     return kept, decisions
 
 
+def ratify_units(
+    rule: Rule,
+    model: PreTrainedModel,
+    encoder: Encoder,
+    items: Sequence[Encoded],
+    keeps: Sequence[Keep],
+    batch_size: int = 32,
+    progress: Progress = lambda share, text: None,
+) -> tuple[list[Keep], list[Decision]]:
+    """Returns for each item the units that the student itself would write, with the evidence.
+
+    A judge sees what follows a unit; a student that writes sees only what came before. Where like
+    units go in one example and stay in another for reasons that it does not see, it takes the
+    likelier way in both, and at what the judge kept it was never shown how to go on without. So,
+    left to right with the holes already made: a part goes iff the student, trained on the judge's
+    decisions, finds the opening of what follows likelier than that of the part, and the NLL of the
+    answer's value does not rise by more than the veto. An opening is some tokens from where the two
+    differ, of both as many.
+
+    Args:
+        rule: veto, part and opening of it are asked.
+        model: a student that was trained on `keeps`.
+        encoder: of the student.
+        items: the examples.
+        keeps: what the judge left.
+        batch_size: rows of one pass.
+        progress: is told the share done.
+    """
+    kept = list(keeps)
+    decisions: list[Decision] = []
+    tokens = _passes(model, encoder, items, kept, batch_size)
+    values = [_answer_value(encoder, item) for item in items]
+    parts = [_parts(rule, item) for item in items]
+    most = max(map(len, parts))
+    for n in range(most):
+        asked = [i for i in range(len(items)) if n < len(parts[i])]
+        others = [
+            kept[i] - parts[i][n] if kept[i] & parts[i][n] else kept[i] | parts[i][n] for i in asked
+        ]
+        passes = _passes(model, encoder, [items[i] for i in asked], others, batch_size)
+        for i, other, found in zip(asked, others, passes, strict=True):
+            here, there = (kept[i], tokens[i]), (other, found)
+            written, passed = (here, there) if len(kept[i]) > len(other) else (there, here)
+            part, item = written[0] - passed[0], items[i]
+            after = min(u for u in passed[0] if u > max(part))
+            openings = _openings(rule, item, min(part), after)
+            write, go_on = _nll(written[1], openings[0]), _nll(passed[1], openings[1])
+            rise = _nll(passed[1], values[i]) - _nll(written[1], values[i])
+            skipped = go_on < write and rise <= rule.veto
+            kept[i], tokens[i] = passed if skipped else written
+            for u in sorted(part):
+                text = encoder.text(item.units[u]).strip()
+                evidence = (round(rise, 4), round(write, 4), round(go_on, 4))
+                decisions.append(Decision(item.id, u, text, skipped, [], *evidence))
+        progress((n + 1) / most, f"part {n + 1}")
+    return kept, decisions
+
+
+def _openings(rule: Rule, item: Encoded, a: int, b: int) -> tuple[Places, Places]:
+    """Returns as many of the first tokens of two units, from where they differ."""
+    pairs = list(zip(item.units[a], item.units[b], strict=False))
+    start = next((p for p, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1)
+    window = range(start, min(start + rule.opening, len(pairs)))
+    return [(a, p) for p in window], [(b, p) for p in window]
+
+
 def _parts(rule: Rule, item: Encoded) -> list[frozenset[int]]:
     """Returns what may be left out of an item, in order."""
     if rule.part == "unit":
@@ -194,11 +269,6 @@ def removal_rates(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[st
                 total[kind] = total.get(kind, 0) + 1
                 gone[kind] = gone.get(kind, 0) + (u not in keep)
     return {kind: gone[kind] / n for kind, n in sorted(total.items())}
-
-
-Place = tuple[int, int]  # (unit, position)
-Places = list[Place]
-Tokens = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
 
 
 def _eligible(rule: Rule, reference: Tokens, value: Places) -> set[Place]:

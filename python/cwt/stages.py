@@ -26,6 +26,7 @@ from .skip import (
     judge_units,
     oracle_units,
     random_units,
+    ratify_units,
     removal_rates,
     skipped_share,
 )
@@ -244,7 +245,8 @@ def find_skips(
     Args:
         ws: the run.
         name: of this decision.
-        judge: forward, literal, oracle, random (as many as `before` left out) or none.
+        judge: forward, literal, ratify (what `before` decided), oracle, random (as many as `before`
+            left out) or none.
         start: the student that judges.
         before: the decision that this one continues.
         progress: is told the share done.
@@ -253,14 +255,18 @@ def find_skips(
         return ws.keeps(name)
     examples = ws.examples("train")
     begin, decisions = time.perf_counter(), []
-    if judge in ("forward", "literal"):
+    if judge in ("forward", "literal", "ratify"):
         if not ws.trained(start):
             raise UserError(f"{name} needs the student {start}; run `cwt train` for it first.")
         model, encoder = open_student(ws, str(ws.student(start)))
         items = load_training(ws, encoder)
         earlier = ws.keeps(before) if before else None
         rule = judge_rule(ws.config, judge)
-        keeps, decisions = judge_units(rule, model, encoder, items, earlier, progress=progress)
+        if judge == "ratify":
+            assert earlier is not None
+            keeps, decisions = ratify_units(rule, model, encoder, items, earlier, progress=progress)
+        else:
+            keeps, decisions = judge_units(rule, model, encoder, items, earlier, progress=progress)
     else:
         items = [Encoded(e.id, (), tuple(() for _ in e.units), (0, len(e.units))) for e in examples]
         if judge == "oracle":
@@ -282,31 +288,35 @@ def find_skips(
     return keeps
 
 
-def run_stt(ws: Workspace, progress: Progress = quiet) -> None:
-    """Alternates judging and STT from the parent; the best round on validation is STT."""
+def round_judge(ws: Workspace, index: int) -> str:
+    """Returns who decides in a round of STT, the first being 0."""
+    return "ratify" if ws.config.ratify and index % 2 else ws.config.judge
+
+
+def run_stt(ws: Workspace, row: str = "STT", progress: Progress = quiet) -> None:
+    """Alternates deciding and STT from the parent; `STT-as-judged` never ratifies."""
     student, before = ws.config.parent, None
-    rounds = ws.config.rounds
-    for r in range(1, rounds + 1):
-        name = f"STT-round-{r}"
+    rounds = ws.rounds(row)
+    for r, name in enumerate(rounds):
 
         def part(share: float, text: str, r: int = r) -> None:
-            progress((r - 1 + share) / rounds, f"round {r}, {text}")
+            progress((r + share) / len(rounds), f"round {r + 1}, {text}")
 
-        keeps = find_skips(ws, name, ws.config.judge, student, before, part)
+        judge = round_judge(ws, r) if row == "STT" else ws.config.judge
+        keeps = find_skips(ws, name, judge, student, before, part)
         train_on_skips(ws, name, student, keeps, 1, part)
         evaluate_student(ws, name, "validation", part)
         student = before = name
 
 
-def best_round(ws: Workspace) -> str:
-    """Returns the STT round with the best accuracy on validation, then the fewest tokens."""
-    names = [f"STT-round-{r}" for r in range(1, ws.config.rounds + 1)]
+def best_round(ws: Workspace, row: str = "STT") -> str:
+    """Returns the round with the best accuracy on validation, then the fewest tokens."""
 
     def rank(name: str) -> tuple[float, float]:
         found = read_json(ws.evaluation(f"{name}-validation"))
         return -found["accuracy"], found["generated_tokens"]
 
-    return min(names, key=rank)
+    return min(ws.rounds(row), key=rank)
 
 
 def evaluate_student(

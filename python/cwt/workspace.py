@@ -63,6 +63,10 @@ class Workspace:
     def trained(self, name: str) -> bool:
         return (self.student(name) / "train.json").exists()
 
+    def rounds(self, row: str = "STT") -> list[str]:
+        """Returns the names of the rounds of a row of the table, in order."""
+        return [f"{row}-round-{r}" for r in range(1, self.config.rounds + 1)]
+
     def keeps(self, name: str) -> list[frozenset[int]]:
         """Returns the units that stay, for every training example."""
         return [frozenset(units) for units in read_json(self.skips(name))["keeps"]]
