@@ -1,7 +1,8 @@
 """What the forward judge leaves out of real rationales, under several rules.
 
 Takes a run whose CWT is trained (`cwt data`, `cwt chunk`, `cwt train --method CWT`), judges its
-training examples under every rule, and writes what went and what stayed. No label says which
+training examples under every rule, and writes what went and what stayed; of a run with rounds of
+STT it takes their decisions, as they are. No label says which
 sentences of a real rationale are core, so numbers stand in: a sentence that holds a number which
 the question does not. A chain is two or more such sentences that went one after another. The answer
 is underived where it stood in some sentence before the last, and every such sentence went.
@@ -113,8 +114,10 @@ def main() -> None:
     ws = open_workspace(config, run)
     examples = ws.examples("train")
     out.mkdir(parents=True, exist_ok=True)
-    keeps = {name: decide(ws, name, out) for name in RULES}
-    keeps[BOTH] = [a | b for a, b in zip(keeps["forward"], keeps["as it comes"], strict=True)]
+    keeps = {name: ws.keeps(name) for name in ws.rounds() if ws.skips(name).exists()}
+    if not keeps:
+        keeps = {name: decide(ws, name, out) for name in RULES}
+        keeps[BOTH] = [a | b for a, b in zip(keeps["forward"], keeps["as it comes"], strict=True)]
     found = {name: figures(examples, kept) for name, kept in keeps.items()}
     write_json(out / "figures.json", {"rationales": len(examples), "rules": found})
     lines = [
@@ -129,8 +132,9 @@ def main() -> None:
             cells.append(f"{100 * row[key]:.0f} ({100 * low:.0f}-{100 * high:.0f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("")
+    shown = keeps.get("forward") or list(keeps.values())[-1]
     for i, example in enumerate(examples):
-        lines += [f"{i}.", *show(example, keeps["forward"][i])]
+        lines += [f"{i}.", *show(example, shown[i])]
     write_text(out / "examples.md", "\n".join(lines))
     print("\n".join(lines[: len(found) + 2]))
 

@@ -110,7 +110,7 @@ def test_stages_name_what_is_missing(capsys, tmp_path):
     )
     assert "there is no student FTT yet" in fails(capsys, "eval", "--out", out, "--method", "FTT")
     assert "no evaluated method yet" in fails(capsys, "report", "--out", out)
-    assert "--round must be in 1..2, got 7" in fails(capsys, "skip", "--out", out, "--round", "7")
+    assert "--round must be in 1..4, got 7" in fails(capsys, "skip", "--out", out, "--round", "7")
     assert "needs the student FTT-small-batch" in fails(capsys, "skip", "--out", out)
     stt = ("train", "--out", tmp_path / "p", "--method", "STT")
     main(["data", "--out", str(tmp_path / "p"), "--train_size", "4", "--parent", "answer-only"])

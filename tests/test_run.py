@@ -17,7 +17,7 @@ from cwt.report import ORDER
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--train_size", "24", "--validation_size", "8", "--test_size", "12", "--budget", "1500",
-         "--rounds", "1", "--max_new_tokens", "40", "--eval_batch_size", "12",
+         "--rounds", "2", "--max_new_tokens", "40", "--eval_batch_size", "12",
          "--parent", "CWT"]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
     assert example["question"][:40] in printed
     assert "chunk 0" in printed
     assert "nats a token" in printed
-    assert "left out by STT-round-1 (forward judge)" in printed
+    assert "left out by STT-round-2 (forward judge, ratified)" in printed
     flat = " ".join(printed.split())
     assert all(" ".join(unit.split())[:20] in flat for unit in example["units"])
 
@@ -117,15 +117,20 @@ def test_stages_one_by_one_give_the_run(finished, tmp_path):
 
 def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     main([
-        "run", *SMALL, "--methods", "STT,continued", "--parent", "FTT", "--jobs", "1",
+        "run", *SMALL, "--methods", "STT,STT-as-judged,continued", "--parent", "FTT", "--jobs", "1",
         "--budget_unit", "processed_tokens", "--out", str(tmp_path / "f"),
     ])  # fmt: skip
     rows = {row["name"]: row for row in read_json(tmp_path / "f/report.json")["methods"]}
-    assert list(rows) == ["FTT", "continued", "STT"]
+    assert list(rows) == ["FTT", "continued", "STT", "STT-as-judged"]
     assert 1500 <= rows["FTT"]["processed_tokens"] < 1500 + 4 * 250
-    for name in ("continued", "STT"):  # 0.4 of the budget more
-        assert 2100 <= rows[name]["processed_tokens"] < 2100 + 2 * 4 * 250
-    assert read_json(tmp_path / "f/skips/STT-round-1.json")["student"] == "FTT"
+    assert 2100 <= rows["continued"]["processed_tokens"] < 2100 + 2 * 4 * 250
+    for name in ("STT", "STT-as-judged"):  # 0.2 of the budget a round
+        rounds = int(rows[name]["student"][-1])
+        assert 0 <= rows[name]["processed_tokens"] - 1500 - 300 * rounds < 3 * 4 * 250
+        assert read_json(tmp_path / f"f/skips/{name}-round-1.json")["student"] == "FTT"
+    for name, judge in (("STT", "ratify"), ("STT-as-judged", "forward")):
+        second = read_json(tmp_path / f"f/skips/{name}-round-2.json")
+        assert (second["judge"], second["student"]) == (judge, f"{name}-round-1")
     assert "their parent, FTT." in (tmp_path / "f/report.md").read_text()
 
 
