@@ -202,7 +202,7 @@ def as_markdown(evidence: dict[str, Any]) -> str:
         f"{c['budget']} {c['budget_unit'].replace('_', ' ')} a method, seeds {seeds}; STT and its "
         f"controls go on from {c['parent']}. Accuracy: mean of the seeds, each in brackets. "
         "Differences: on the same questions, 95 % by bootstrap over seeds, then "
-        "questions; with three seeds such an interval is rough.", "",
+        f"questions; with {len(evidence['seeds'])} seeds such an interval is rough.", "",
     ]  # fmt: skip
     for task in evidence["tasks"]:
         lines += [f"## {task}", "", *_method_table(evidence, task), ""]
