@@ -121,7 +121,7 @@ def collect(
         for task in tasks
         for name in names
     ]
-    pairs = [(a, config.parent if b == PARENT else b) for a, b in PAIRS]
+    pairs = dict.fromkeys((a, config.parent if b == PARENT else b) for a, b in PAIRS)
     differences = [
         _difference(task, a, b, [(correct[task, s, a], correct[task, s, b]) for s in seeds])
         for task in tasks
