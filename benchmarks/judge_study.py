@@ -2,10 +2,10 @@
 
 Takes a run whose CWT is trained (`cwt data`, `cwt chunk`, `cwt train --method CWT`), judges its
 training examples under every rule, and writes what went and what stayed; of a run with rounds of
-STT it takes their decisions, as they are. No label says which
-sentences of a real rationale are core, so numbers stand in: a sentence that holds a number which
-the question does not. A chain is two or more such sentences that went one after another. The answer
-is underived where it stood in some sentence before the last, and every such sentence went.
+STT it takes their decisions, as they are. No label says which sentences of a real rationale are
+core, so numbers stand in: a sentence that holds a number which the question does not. A chain is
+two or more such sentences that went one after another. The answer is underived where it stood in
+some sentence before the last, and every such sentence went.
 
     python benchmarks/judge_study.py RUN OUT
 

@@ -35,13 +35,25 @@ def token_view(model, item, keep):
     return view
 
 
+def plain_parts(rule, item):
+    last = len(item.units) - 1
+    if rule.part == "unit":
+        return [{u} for u in range(1, last)]
+    of_unit = item.chunk_of_units()
+    parts = [{u for u in range(1, last) if of_unit[u] == m} for m in range(item.chunks)]
+    return list(filter(None, parts))
+
+
+def plain_value(encoder, item):
+    last, marker = len(item.units) - 1, len(encoder.ids(" The answer is"))
+    return [(last, p) for p in range(marker, len(item.units[last]) - 1)]
+
+
 def plain_judge(rule, model, encoder, item):
     """The rule, one part and one pass at a time."""
     keep = set(range(len(item.units)))
-    last = len(item.units) - 1
     reference = token_view(model, item, keep)
-    marker = len(encoder.ids(" The answer is"))
-    value = [k for k in reference if k[0] == last and marker <= k[1] < len(item.units[-1]) - 1]
+    value = plain_value(encoder, item)
     if rule.judge == "forward":
         wanted = {
             k
@@ -54,12 +66,8 @@ def plain_judge(rule, model, encoder, item):
             return keep
     if not wanted:
         return keep
-    parts = [{u} for u in range(1, last)]
-    if rule.part == "chunk":
-        of_unit = item.chunk_of_units()
-        parts = [{u for u in range(1, last) if of_unit[u] == m} for m in range(item.chunks)]
     gone = set()
-    for part in filter(None, parts):
+    for part in plain_parts(rule, item):
         view = token_view(model, item, keep - part - (gone if rule.cumulative else set()))
         later = [k for k in wanted if k[0] > max(part) and k in view]
         rise = -sum(math.log(view[k][1]) - math.log(reference[k][1]) for k in value)
@@ -110,13 +118,8 @@ def test_a_second_round_starts_from_the_holes_of_the_first():
 
 def plain_ratify(rule, model, encoder, item, keep):
     """The rule, one part and two passes at a time."""
-    keep, last = set(keep), len(item.units) - 1
-    marker = len(encoder.ids(" The answer is"))
-    parts = [{u} for u in range(1, last)]
-    if rule.part == "chunk":
-        of_unit = item.chunk_of_units()
-        parts = [{u for u in range(1, last) if of_unit[u] == m} for m in range(item.chunks)]
-    for part in filter(None, parts):
+    keep, value = set(keep), plain_value(encoder, item)
+    for part in plain_parts(rule, item):
         whole = keep if keep & part else keep | part
         written, passed = token_view(model, item, whole), token_view(model, item, whole - part)
         a, b = min(whole & part), min(u for u in whole - part if u > max(part))
@@ -127,7 +130,6 @@ def plain_ratify(rule, model, encoder, item, keep):
         end = min(p + rule.opening, len(first), len(second))
         write = math.prod(written[a, q][1] for q in range(p, end))
         go_on = math.prod(passed[b, q][1] for q in range(p, end))
-        value = [(last, q) for q in range(marker, len(item.units[last]) - 1)]
         rise = -sum(math.log(passed[k][1]) - math.log(written[k][1]) for k in value)
         keep = set(whole - part if go_on > write and rise <= rule.veto else whole)
     return keep

@@ -224,8 +224,8 @@ def evaluate(argv: list[str]) -> None:
     from .files import read_json, write_json
     from .stages import best_round, evaluate_student
 
-    name = rest.method
-    student = best_round(ws, name) if name.startswith("STT") else name
+    is_stt = rest.method.startswith("STT")
+    student = best_round(ws, rest.method) if is_stt else rest.method
     with _Bars() as bars:
         evaluate_student(
             ws, student, "test", lambda share, text: bars.report(rest.method, share, text)

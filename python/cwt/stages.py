@@ -288,13 +288,14 @@ def find_skips(
     return keeps
 
 
-def round_judge(ws: Workspace, index: int) -> str:
-    """Returns who decides in a round of STT, the first being 0."""
-    return "ratify" if ws.config.ratify and index % 2 else ws.config.judge
+def round_judge(ws: Workspace, index: int, row: str = "STT") -> str:
+    """Returns who decides in a round, the first being 0; `STT-as-judged` never ratifies."""
+    ratify = ws.config.ratify and row == "STT" and index % 2
+    return "ratify" if ratify else ws.config.judge
 
 
 def run_stt(ws: Workspace, row: str = "STT", progress: Progress = quiet) -> None:
-    """Alternates deciding and STT from the parent; `STT-as-judged` never ratifies."""
+    """Alternates deciding and training on what is left, from the parent on."""
     student, before = ws.config.parent, None
     rounds = ws.rounds(row)
     for r, name in enumerate(rounds):
@@ -302,8 +303,7 @@ def run_stt(ws: Workspace, row: str = "STT", progress: Progress = quiet) -> None
         def part(share: float, text: str, r: int = r) -> None:
             progress((r + share) / len(rounds), f"round {r + 1}, {text}")
 
-        judge = round_judge(ws, r) if row == "STT" else ws.config.judge
-        keeps = find_skips(ws, name, judge, student, before, part)
+        keeps = find_skips(ws, name, round_judge(ws, r, row), student, before, part)
         train_on_skips(ws, name, student, keeps, 1, part)
         evaluate_student(ws, name, "validation", part)
         student = before = name
