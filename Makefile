@@ -33,7 +33,7 @@ wheel: .venv/app  # what `pip install --no-build-isolation .` builds
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 
 tiny: .venv/app  # makes the embedded student again
-	$(BIN)/python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
+	$(BIN)/python python/pretrain_tiny.py --out python/cwt/students/tiny
 
 clean:
 	rm -rf .venv build *.egg-info cwt_ext/*.so runs

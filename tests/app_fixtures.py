@@ -1,12 +1,14 @@
 """Shared by the tests of the application: the embedded student and a few examples."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from cwt.chunking import average_chunks
-from cwt.data import Example, generate
-from cwt.encode import Encoded, Encoder
-from cwt.students import load_student
+
+if TYPE_CHECKING:
+    from cwt.data.example import Example
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -15,15 +17,17 @@ needs_data = pytest.mark.skipif(
 
 
 def tiny():
-    model, tokenizer = load_student("tiny")
-    return model, Encoder(tokenizer)
+    from cwt.students.load import load_student
+
+    return load_student("tiny")
 
 
-def examples(n: int, task: str = "arithmetic") -> list[Example]:
-    return generate(task, [n], seed=1)[0]
+def examples(n: int, task: str = "arithmetic", chunks: int = 4) -> list[Example]:
+    """Generated examples, evenly divided into chunks."""
+    from cwt.data.tasks import generate_examples
+    from cwt.training.chunking import average_chunks
 
-
-def encode(encoder: Encoder, some: list[Example], chunks: int = 4) -> list[Encoded]:
     return [
-        encoder.encode(e, [*average_chunks(len(e.units) - 1, chunks), len(e.units)]) for e in some
+        e.chunked([*average_chunks(len(e.units) - 1, chunks), len(e.units)])
+        for e in generate_examples(task, [n], seed=1)[0]
     ]

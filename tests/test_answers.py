@@ -1,7 +1,7 @@
 import threading
 
 import pytest
-from cwt.answers import extract_answer, same_answer
+from cwt.data.answers import extract_answer, same_answer
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@ import json
 
 import pytest
 from app_fixtures import DATA, examples, needs_data
-from cwt.data import load_examples, read_examples, write_examples
+from cwt.data.example import load_examples, write_examples
+from cwt.data.readers import read_examples
 from cwt.errors import UserError
 
 

@@ -2,8 +2,16 @@ import random
 import re
 
 import pytest
-from cwt.data import generate
-from cwt.tasks import ANSWER, CORE, NAMES, SPARE, TASKS, Problem, unique_problems
+from cwt.data.tasks import (
+    ANSWER,
+    CORE,
+    NAMES,
+    SPARE,
+    TASKS,
+    Problem,
+    generate_examples,
+    unique_problems,
+)
 
 
 def solve(problem: Problem) -> str:
@@ -32,14 +40,14 @@ def test_answers_agree_with_an_independent_solver(task):
     for problem in unique_problems(task, 500, seed=3):
         assert solve(problem) == problem.answer
         assert problem.sentences[-1] == f"The answer is {problem.answer}"
-        assert problem.kinds[-1] == ANSWER
-        assert problem.kinds.count(ANSWER) == 1
+        assert problem.roles[-1] == ANSWER
+        assert problem.roles.count(ANSWER) == 1
 
 
 def test_core_steps_are_true_equations_and_chain():
     for problem in unique_problems("arithmetic", 200, seed=0):
         value = int(re.search(r"has (\d+)", problem.question).group(1))
-        for sentence, kind in zip(problem.sentences, problem.kinds, strict=True):
+        for sentence, kind in zip(problem.sentences, problem.roles, strict=True):
             if kind == CORE:
                 a, op, b, c = re.search(r"(\d+) ([+-]) (\d+) = (\d+)", sentence).groups()
                 assert int(a) == value
@@ -62,7 +70,7 @@ def told(problem, left_out=None):
 def test_a_step_is_spare_where_nothing_later_changes_without_it():
     spare = 0
     for problem in unique_problems("objects", 300, seed=0, steps=4, people=4):
-        kinds = [k for k, s in zip(problem.kinds, problem.sentences, strict=True) if "become" in s]
+        kinds = [k for k, s in zip(problem.roles, problem.sentences, strict=True) if "become" in s]
         found, answer = told(problem)
         assert answer == problem.answer
         for i, kind in enumerate(kinds):
@@ -72,7 +80,7 @@ def test_a_step_is_spare_where_nothing_later_changes_without_it():
             spare += kind == SPARE
     assert spare > 100
     for problem in unique_problems("coin", 100, seed=0):
-        for kind, sentence in zip(problem.kinds, problem.sentences, strict=True):
+        for kind, sentence in zip(problem.roles, problem.sentences, strict=True):
             assert (kind == SPARE) == ("leaves it at" in sentence)
 
 
@@ -95,7 +103,7 @@ def test_same_seed_same_problems_and_a_longer_list_adds_to_them():
 
 
 def test_parts_share_no_question():
-    parts = generate("coin", [300, 100, 200], seed=0)
+    parts = generate_examples("coin", [300, 100, 200], seed=0)
     assert [len(part) for part in parts] == [300, 100, 200]
     assert len({e.question for part in parts for e in part}) == 600
 
@@ -103,5 +111,5 @@ def test_parts_share_no_question():
 @pytest.mark.parametrize("task", TASKS)
 def test_without_filler_only_the_frame_and_the_core_are_left(task):
     problem = TASKS[task](random.Random(0), filler=0.0)
-    assert CORE in problem.kinds
-    assert set(problem.kinds[2:-1]) <= {CORE, SPARE}
+    assert CORE in problem.roles
+    assert set(problem.roles[2:-1]) <= {CORE, SPARE}

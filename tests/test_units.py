@@ -2,7 +2,7 @@ import json
 
 import pytest
 from app_fixtures import DATA, needs_data
-from cwt.units import split_units
+from cwt.data.units import split_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

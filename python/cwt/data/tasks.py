@@ -2,14 +2,17 @@
 
 Four families of the field: arithmetic word problems, tracking shuffled objects, last letters, coin
 flips. Around the steps the teacher restates, announces and sums up. Every sentence carries its
-kind, so that a claim such as "the judge removes filler and keeps core steps" can be checked. A step
+role, so that a claim such as "the judge removes filler and keeps core steps" can be checked. A step
 is core where the answer follows from it, and spare where nothing that comes later does: a swap that
 reaches neither the person asked about nor anyone that a core step tells of, a coin not flipped.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from cwt.data.example import Example
+from cwt.errors import UserError
 
 NAMES = ("Tom", "Ann", "Bob", "Eve", "Sam", "Joe", "Mia", "Leo", "Zoe", "Max")
 ITEMS = ("apples", "pens", "coins", "books", "cards", "stamps")
@@ -32,23 +35,23 @@ class Problem:
     task: str
     question: str
     sentences: tuple[str, ...]
-    kinds: tuple[str, ...]
+    roles: tuple[str, ...]
     answer: str
 
 
 class _Writer:
-    """Collects sentences with their kinds and knows the wording between the core steps."""
+    """Collects sentences with their roles and knows the wording between the core steps."""
 
     def __init__(self, rng: random.Random, filler: float) -> None:
         self.rng, self.filler = rng, filler
         self.sentences: list[tuple[str, str]] = []
 
-    def add(self, kind: str, *variants: str) -> None:
-        self.sentences.append((self.rng.choice(variants), kind))
+    def add(self, role: str, *variants: str) -> None:
+        self.sentences.append((self.rng.choice(variants), role))
 
-    def maybe(self, kind: str, *variants: str, share: float = 1.0) -> None:
+    def maybe(self, role: str, *variants: str, share: float = 1.0) -> None:
         if self.rng.random() < self.filler * share:
-            self.add(kind, *variants)
+            self.add(role, *variants)
 
     def spare(self, index: int) -> None:
         """Says of a core step that nothing follows from it."""
@@ -94,8 +97,8 @@ class _Writer:
     def problem(self, task: str, question: str, answer: str) -> Problem:
         self.summary()
         self.add(ANSWER, f"The answer is {answer}")
-        texts, kinds = zip(*self.sentences, strict=True)
-        return Problem(task, question, texts, kinds, answer)
+        texts, roles = zip(*self.sentences, strict=True)
+        return Problem(task, question, texts, roles, answer)
 
 
 def arithmetic(rng: random.Random, steps: int = 3, filler: float = 0.7) -> Problem:
@@ -207,6 +210,37 @@ TASKS: dict[str, Callable[..., Problem]] = {
     "letters": letters,
     "coin": coin,
 }
+
+
+def generate_examples(
+    task: str, sizes: Sequence[int], seed: int, steps: int = 0
+) -> list[list[Example]]:
+    """Returns one list of examples per size; no question stands in two of them.
+
+    Args:
+        task: a key of TASKS.
+        sizes: number of examples of each list.
+        seed: of the generator.
+        steps: reasoning steps of a problem, 0 for the task's own number.
+
+    Raises:
+        UserError: unknown task, or the task has fewer different questions.
+    """
+    options = {"steps": steps} if steps else {}
+    try:
+        problems = unique_problems(task, sum(sizes), seed, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    examples = iter([as_example(p, f"{task}-{seed}-{i}") for i, p in enumerate(problems)])
+    return [[next(examples) for _ in range(size)] for size in sizes]
+
+
+def as_example(problem: Problem, identifier: str) -> Example:
+    """Returns a generated problem as an example: one unit a sentence."""
+    first, *rest = problem.sentences
+    units = (first, *(" " + sentence for sentence in rest))
+    return Example(identifier, problem.question, units, problem.answer, problem.roles)
+
 
 _PATIENCE = 2000  # draws without one new question before the space counts as exhausted
 

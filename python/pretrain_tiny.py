@@ -4,7 +4,7 @@ Like a real small language model, `tiny` starts from a base. The base knows numb
 letters, the wording of the tasks, how to look a name up in a list, and single steps; it never sees
 two chained steps. Run
 
-    python -m cwt.pretrain_tiny --out python/cwt/assets/tiny
+    python python/pretrain_tiny.py --out python/cwt/students/tiny
 
 to make the files that ship with the package (20 to 25 minutes on one core).
 """
@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .tasks import COLOURS, CORE, NAMES, SPARE, TASKS, WORDS, Problem, objects
+from cwt.data.tasks import COLOURS, CORE, NAMES, SPARE, TASKS, WORDS, Problem, objects
 
 PAD, EOS = "<pad>", "<eos>"
 WARM_UP = 500  # steps on look-ups alone, after which they are there to build on
@@ -50,7 +50,7 @@ def letter_facts() -> list[tuple[str, str]]:
 
 def first_step(problem: Problem) -> int:
     """Returns the index of the first sentence that is a step."""
-    return next(i for i, kind in enumerate(problem.kinds) if kind in (CORE, SPARE))
+    return next(i for i, role in enumerate(problem.roles) if role in (CORE, SPARE))
 
 
 def any_step(rng: random.Random, problem: Problem) -> tuple[str, str]:

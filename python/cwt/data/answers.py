@@ -4,7 +4,7 @@ import logging
 import re
 from functools import cache
 
-from .units import answer_start
+from cwt.data.units import answer_start
 
 MARKER = "The answer is "
 _NUMBER = re.compile(r"[-+\u2212]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?=\D|$)")
