@@ -1,27 +1,48 @@
-"""`cwt`: chunk-wise training and skip-thinking training from the command line."""
+"""`cwt`: chunk-wise training and skip-thinking training from the command line.
 
+Every command is a dataclass: its fields are the flags, its method `run` is what it does.
+"""
+
+import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, TypeVar
 
-from .errors import UserError
+import tyro
+
+from cwt.config import (
+    DataConfig,
+    EvalConfig,
+    RunConfig,
+    SkipConfig,
+    TrainConfig,
+    configured,
+    preset_values,
+    yaml_values,
+)
+from cwt.errors import UserError
+from cwt.progress import Bars
+from cwt.training.recipe import ChunkOptions
+
+if TYPE_CHECKING:
+    from cwt.pipeline.workspace import Workspace
 
 USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the options
 
-  run      everything: data, chunks, training, skip search, STT, evaluation, table
+  run      everything: data, chunks, training, skip search, evaluation, table
   data     make or import the examples
-  chunk    group their units into chunks: AC, DP, SBC and its exact form
+  chunk    group their units into chunks: evenly, by coherence, or by the student's loss
   train    train one method (--method CWT)
-  skip     decide which units a student can do without (one round of STT)
-  eval     evaluate one student on the test questions (--method CWT)
+  skip     decide which units a student can do without, for one round
+  eval     evaluate one method on the test questions (--method CWT)
   report   write report.json, .md and .html again, print the table
   inspect  show one example: chunks, loss of each, what was skipped and why
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
-  evidence run tasks x seeds x methods, write the tables with intervals
+  sweep    run tasks x seeds x methods, write the tables with intervals
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
+FTT is full-thinking training (the baseline), CWT chunk-wise training, STT skip-thinking training.
 """
 
 
@@ -34,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command {argv[0]!r}; `cwt --help` lists them.")
-        COMMANDS[argv[0]](argv[1:])
+        _parse(argv[0], argv[1:]).run()
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -47,297 +68,395 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _parse(
-    command: str, argv: list[str], begins: bool, extra: dict[str, Any], many: bool = False
-) -> tuple[Any, Any]:
-    """Returns (workspace, the options that are not of the configuration).
-
-    Values come from the defaults, then the run saved in --out, then --preset, then --config, then
-    the flags. Only a command that begins a run may be given a new folder. With `many` the folder is
-    one of several runs.
-    """
-    from transformers import HfArgumentParser
-
-    from .config import RunConfig, preset_values, yaml_values
-    from .workspace import Workspace, open_workspace, saved_config
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{command}: {message}")
-
-    def parser(**options: Any) -> Any:
-        made = Parser([RunConfig], prog=f"cwt {command}", allow_abbrev=False, **options)
-        made.add_argument("--out", type=Path, help="folder of the run [runs/<preset>]")
-        made.add_argument("--preset", help="default or quick")
-        made.add_argument("--config", type=Path, help="YAML file of options")
-        for flag, keywords in extra.items():
-            made.add_argument(flag, **keywords)
-        return made
-
-    found = parser(description=COMMANDS[command].__doc__)
-    first = found.parse_args(argv)
-    out = first.out or Path("runs") / (command if many else first.preset or "default")
-    saved = None if many else saved_config(out)
-    if saved is None and not begins:
-        raise UserError(f"--out {out}: no run there yet; begin one with `cwt run` or `cwt data`.")
-    values = asdict(saved) if saved else {}
-    if first.preset or not saved:
-        values |= preset_values(first.preset or "default")
-    if first.config:
-        values |= yaml_values(first.config)
-    found.set_defaults(**values)
-    config, rest = found.parse_args_into_dataclasses(argv)
-    from .students import check_student, quiet_libraries
-
-    quiet_libraries()
-    if begins:
-        check_student(config.student)
-    return (Workspace if many else open_workspace)(config, out), rest
-
-
 def _print(text: str) -> None:
     print(text, flush=True)
 
 
-class _Bars:
-    """Progress bars on a terminal; elsewhere a line when something is done."""
+@dataclass(frozen=True)
+class Command:
+    """What all commands have.
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    Attributes:
+        out: folder of the run; by default runs/<preset>.
+    """
 
-        self.live = Console(stderr=True).is_terminal
-        self.bars = Progress(
-            TextColumn("{task.description:22}"), BarColumn(30),
-            TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(stderr=True), disable=not self.live,
-        )  # fmt: skip
-        self.tasks: dict[str, Any] = {}
+    begins: ClassVar[bool] = False  # may be given a new folder
+    sections: ClassVar[tuple[str, ...]] = ()  # of the configuration, that it has flags for
 
-    def __enter__(self) -> "_Bars":
-        self.bars.start()
-        return self
+    out: Path = Path("runs/default")
 
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
+    def config(self) -> RunConfig:
+        """Returns the configuration of the run, with the flags of this command."""
+        from cwt.pipeline.workspace import saved_config
 
-    def report(self, name: str, share: float, text: str) -> None:
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=1.0, text=text)
-        self.bars.update(self.tasks[name], completed=share, text=text)
-        if share >= 1.0 and not self.live:
-            _print(f"  {name}: {text}")
+        saved = saved_config(self.out)
+        if saved is None:
+            raise UserError(
+                f"--out {self.out}: no run there yet; begin one with `cwt run` or `cwt data`."
+            )
+        return replace(saved, **{name: getattr(self, name) for name in self.sections})
 
+    def workspace(self) -> "Workspace":
+        """Returns the run."""
+        from cwt.pipeline.workspace import open_workspace
+        from cwt.students.load import quiet_libraries
 
-def run(argv: list[str]) -> None:
-    """Runs everything and prints the table. A rerun goes on where the last one stopped."""
-    jobs = {"type": int, "default": 0, "help": "methods trained side by side, 0 for automatic"}
-    ws, rest = _parse("run", argv, True, {"--jobs": jobs})
-    from .methods import selected_methods
-    from .schedule import default_jobs, run_methods
-    from .stages import make_chunks, make_data
+        quiet_libraries()
+        return open_workspace(self.config(), self.out)
 
-    if rest.jobs < 0:
-        raise UserError(f"run: --jobs must not be negative, got {rest.jobs}.")
-    names = selected_methods(ws)
-    facts = make_data(ws)
-    dropped = ", ".join(f"{n} {why}" for why, n in facts["dropped"].items())
-    read = f"{facts['rationales_read']} rationales read, " if ws.config.data else ""
-    _print(
-        f"{ws.out}: {read}{facts['train']} training examples, {facts['validation']} validation and "
-        f"{facts['test']} test questions" + (f"; left out: {dropped}" if dropped else "")
-    )
-    with _Bars() as bars:
-        make_chunks(ws, lambda share, text: bars.report("chunks", share, text))
-        bars.report("chunks", 1.0, "done")
-        for name in names:
-            bars.report(name, 0.0, "waiting")
-        run_methods(ws, rest.jobs or default_jobs(ws), bars.report)
-    _table(ws)
+    def run(self) -> None:
+        """Does what the command is for."""
+        raise UserError(f"{type(self).__name__} is no command of its own.")
 
 
-def data(argv: list[str]) -> None:
-    """Makes or imports the examples."""
-    ws, _ = _parse("data", argv, True, {})
-    from .stages import make_data
+@dataclass(frozen=True)
+class Begins(Command):
+    """What the commands have that may begin a run.
 
-    _print(f"{ws.out}: {make_data(ws)}")
+    Attributes:
+        preset: default, or quick: a look at the whole pipeline in about a minute.
+        file: YAML file of options, nested as config.yaml is.
+    """
 
+    begins: ClassVar[bool] = True
 
-def chunk(argv: list[str]) -> None:
-    """Groups the units of the training examples into chunks."""
-    ws, _ = _parse("chunk", argv, False, {})
-    from .stages import make_chunks
-
-    with _Bars() as bars:
-        record = make_chunks(ws, lambda share, text: bars.report("chunks", share, text))
-    for method, facts in record.items():
-        _print(f"{method}: " + ", ".join(f"{k} {v:.3f}" for k, v in facts.items()))
+    preset: str = "default"
+    file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
 
 
-def _method_option(choices: Any) -> dict[str, Any]:
-    return {"--method": {"required": True, "choices": list(choices), "help": "row of the table"}}
+@dataclass(frozen=True)
+class Run(Begins):
+    """Runs everything and prints the table. A rerun goes on where the last one stopped.
+
+    Attributes:
+        jobs: methods trained side by side, 0 for automatic.
+    """
+
+    jobs: int = 0
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+    def config(self) -> RunConfig:
+        return self.options
+
+    def run(self) -> None:
+        _at_least_zero("run", self.jobs)
+        from cwt.pipeline.run import run
+        from cwt.report.table import print_table
+
+        self.workspace()  # says what is wrong before anything is done
+        with Bars() as bars:
+            report = run(self.options, self.out, self.jobs, bars.watch)
+        print_table(report, str(self.out))
+        _print(", ".join(str(self.out / f"report{s}") for s in (".json", ".md", ".html")))
 
 
-def train(argv: list[str]) -> None:
-    """Trains one method (for STT: all its rounds)."""
-    from .methods import METHODS, needed
+@dataclass(frozen=True)
+class Data(Begins):
+    """Makes or imports the examples: the train, validation and test parts of a run.
 
-    ws, rest = _parse("train", argv, False, _method_option(METHODS))
-    needed(ws, rest.method)  # says so when the parent cannot be one
-    with _Bars() as bars:
-        student = METHODS[rest.method][1](
-            ws, lambda share, text: bars.report(rest.method, share, text)
+    Attributes:
+        student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
+        prompt: template of the prompt, with {question} in it.
+        seed: of the data, the order of training and the controls.
+        data: where the examples come from.
+    """
+
+    student: str = "tiny"
+    prompt: str = "{question}\n"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    rest: Annotated[RunConfig, tyro.conf.Suppress] = field(default_factory=RunConfig)
+
+    def config(self) -> RunConfig:
+        mine = {name: getattr(self, name) for name in ("student", "prompt", "seed", "data")}
+        return replace(self.rest, **mine)
+
+    def run(self) -> None:
+        from cwt.pipeline.stages import make_data
+        from cwt.students.load import check_student
+
+        ws = self.workspace()
+        check_student(self.student)
+        with ws.locked():
+            record = make_data(ws)
+        dropped = ", ".join(f"{n} {why}" for why, n in record["dropped"].items()) or "none"
+        _print(
+            f"{ws.out}: {record['train']} training examples, {record['validation']} validation and "
+            f"{record['test']} test questions; rows left out: {dropped}"
         )
-        bars.report(rest.method, 1.0, f"{ws.student(student)}")
 
 
-def skip(argv: list[str]) -> None:
-    """Decides which units a student of the run can do without."""
-    options = {
-        "--round": {"type": int, "default": 1, "help": "of STT; round 1 is judged by --parent"},
-    }
-    ws, rest = _parse("skip", argv, False, options)
-    from .files import read_json
-    from .stages import find_skips, round_judge
+@dataclass(frozen=True)
+class Chunk(Command):
+    """Groups the units of the training examples into chunks.
 
-    if not 1 <= rest.round <= ws.config.rounds:
-        raise UserError(f"skip: --round must be in 1..{ws.config.rounds}, got {rest.round}.")
-    rounds = ws.rounds()[: rest.round]
-    name, before = rounds[-1], rounds[-2] if rest.round > 1 else None
-    with _Bars() as bars:
-        find_skips(
-            ws, name, round_judge(ws, rest.round - 1), before or ws.config.parent, before,
-            lambda share, text: bars.report(name, share, text),
-        )  # fmt: skip
-    record = read_json(ws.skips(name))
-    rates = "".join(f", {100 * v:.0f} % of {k}" for k, v in record["removal_rates"].items())
-    _print(f"{name}: {100 * record['skipped_share']:.0f} % of the middle units left out{rates}")
+    Attributes:
+        chunk: how the units of a rationale become chunks.
+    """
 
+    sections = ("chunk",)
 
-def evaluate(argv: list[str]) -> None:
-    """Evaluates one method on the test questions."""
-    from .methods import METHODS
+    chunk: ChunkOptions = field(default_factory=ChunkOptions)
 
-    ws, rest = _parse("eval", argv, False, _method_option(METHODS))
-    from .files import read_json, write_json
-    from .stages import best_round, evaluate_student
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.stages import make_chunks
 
-    is_stt = rest.method.startswith("STT")
-    student = best_round(ws, rest.method) if is_stt else rest.method
-    with _Bars() as bars:
-        evaluate_student(
-            ws, student, "test", lambda share, text: bars.report(rest.method, share, text)
-        )
-    write_json(
-        ws.out / "methods" / f"{rest.method}.json", {"name": rest.method, "student": student}
-    )
-    score = read_json(ws.evaluation(student))
-    _print(f"{rest.method}: {100 * score['accuracy']:.1f} % of {score['questions']} questions")
+        with ws.locked(), Bars() as bars:
+            record = make_chunks(ws, bars.one("chunks"))
+        for method, facts in record.items():
+            _print(f"{method}: " + ", ".join(f"{k} {v:.3f}" for k, v in facts.items()))
 
 
-def report(argv: list[str]) -> None:
+@dataclass(frozen=True)
+class Train(Command):
+    """Trains one method (skip-thinking training, STT, in all its rounds).
+
+    Attributes:
+        method: row of the table, such as FTT, CWT or STT.
+        train: how long and in what steps.
+        skip: what may be left out; for STT and its controls.
+    """
+
+    sections = ("train", "skip")
+
+    method: str = tyro.MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    skip: SkipConfig = field(default_factory=SkipConfig)
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.methods import method_named
+        from cwt.pipeline.stages import train_method
+
+        method = method_named(self.method)
+        with ws.locked(), Bars() as bars:
+            student = train_method(ws, method, bars.one(method.name))
+            bars.watch(method.name, 1.0, str(ws.student(student)))
+
+
+@dataclass(frozen=True)
+class Skip(Command):
+    """Decides which units a student of the run can do without, for one round of STT.
+
+    Attributes:
+        round: of skip-thinking training; the first is judged by the parent.
+        skip: what may be left out.
+    """
+
+    sections = ("skip",)
+
+    round: int = 1
+    skip: SkipConfig = field(default_factory=SkipConfig)
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.files import read_json
+        from cwt.pipeline.methods import METHODS
+        from cwt.pipeline.stages import skip_round
+
+        if not 1 <= self.round <= ws.config.skip.rounds:
+            raise UserError(
+                f"skip: --round must be in 1..{ws.config.skip.rounds}, got {self.round}."
+            )
+        with ws.locked(), Bars() as bars:
+            name = skip_round(ws, METHODS["STT"], self.round - 1, bars.one("skips"))
+        record = read_json(ws.skips(name))
+        rates = "".join(f", {100 * v:.0f} % of {k}" for k, v in record["removal_rates"].items())
+        _print(f"{name}: {100 * record['skipped_share']:.0f} % of the middle units left out{rates}")
+
+
+@dataclass(frozen=True)
+class Eval(Command):
+    """Evaluates one method on the test questions; from then on it is in the table.
+
+    Attributes:
+        method: row of the table.
+        eval: how students answer.
+    """
+
+    sections = ("eval",)
+
+    method: str = tyro.MISSING
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.methods import method_named
+        from cwt.pipeline.run import evaluate_row
+        from cwt.pipeline.stages import best_round, measure_latency
+
+        method = method_named(self.method)
+        with ws.locked(), Bars() as bars:
+            student = best_round(ws, method) if method.in_rounds else method.name
+            score = evaluate_row(ws, method.name, student, bars.one(method.name))
+            measure_latency(ws, student)
+        _print(f"{method.name}: {100 * score['accuracy']:.1f} % of {score['questions']} questions")
+
+
+@dataclass(frozen=True)
+class Report(Command):
     """Writes report.json, .md and .html from what the run holds, and prints the table."""
-    ws, _ = _parse("report", argv, False, {})
-    _table(ws)
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.run import write_reports
+        from cwt.report.table import print_table
+
+        with ws.locked():
+            print_table(write_reports(ws), str(ws.out))
+        _print(", ".join(str(ws.report(suffix)) for suffix in (".json", ".md", ".html")))
 
 
-def _table(ws: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
+@dataclass(frozen=True)
+class Inspect(Command):
+    """Shows one training example: its chunks, the loss of each, what was skipped and why.
 
-    from .page import write_page
-    from .report import COLUMNS, cells, data_lines, make_report, notes
+    Attributes:
+        index: of the training example.
+        student_name: whose loss to show; by default the parent's or, before that is trained, the
+            given student's.
+    """
 
-    found = make_report(ws)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    table = Table(title=f"{ws.out}", title_justify="left")
-    for i, (_, title) in enumerate(COLUMNS):
-        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    for row in found["methods"]:
-        table.add_row(*cells(row))
-    for line in data_lines(found):
-        console.print(line, highlight=False)
-    console.print(table)
-    for line in notes(found):
-        console.print(line, highlight=False)
-    _print(f"{ws.out / 'report.json'}, {ws.out / 'report.md'}, {write_page(ws, found)}")
+    index: int = 0
+    student_name: str = ""
 
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.views import decided_rounds, view_examples
+        from cwt.report.examples import print_example
 
-def diagnose(argv: list[str]) -> None:
-    """Shows where the gradients of a student come from, and how sharp its loss is."""
-    from .methods import METHODS
-    from .stages import diagnose_student
-
-    options = {"--method": {"required": True, "help": "student, e.g. CWT or STT-round-1"}}
-    ws, rest = _parse("diagnose", argv, False, options)
-    known = [*METHODS, *ws.rounds()]
-    if rest.method not in known:
-        raise UserError(f"diagnose: --method must be one of {', '.join(known)}, got {rest.method}.")
-    found = diagnose_student(ws, rest.method)
-    for group in ("by_kind", "by_chunk"):
-        for name, row in found.get(group, {}).items():
-            facts = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
-            _print(f"{group[3:]} {name}: {facts}")
-    for part in ("train", "test"):
-        facts = ", ".join(f"{key} {value:.4g}" for key, value in found[part].items())
-        _print(f"{part}: {facts}")
+        parent = ws.config.train.parent
+        name = self.student_name or (parent if ws.trained(parent) else "")
+        (view,) = view_examples(ws, [self.index], name)
+        rounds = decided_rounds(ws)
+        shown = rounds[-1] if rounds else ""
+        print_example(view, name or ws.config.student, ws.config.chunk.method, shown)
 
 
-def evidence(argv: list[str]) -> None:
-    """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares."""
-    from .tasks import TASKS
+@dataclass(frozen=True)
+class Diagnose(Command):
+    """Shows where the gradients of a student come from, and how sharp its loss is.
 
-    options = {
-        "--tasks": {"default": ",".join(TASKS), "help": "generated tasks, comma-separated"},
-        "--seeds": {"default": "0,1,2", "help": "comma-separated"},
-        "--jobs": {"type": int, "default": 0, "help": "runs side by side, 0 for one a core"},
-    }
-    ws, rest = _parse("evidence", argv, True, options, many=True)
-    from .evidence import as_markdown, parse_list, run_matrix
-    from .schedule import default_jobs
+    Attributes:
+        method: student, such as CWT or STT-round-1.
+    """
 
-    if ws.config.data:
-        raise UserError("evidence: takes generated tasks; --data is for `cwt run`.")
-    tasks = parse_list(rest.tasks, "tasks", list(TASKS))
-    seeds = parse_list(rest.seeds, "seeds")
-    if not all(seed.isdecimal() for seed in seeds):
-        raise UserError(f"--seeds must be whole numbers, got {rest.seeds!r}.")
-    if rest.jobs < 0:
-        raise UserError(f"evidence: --jobs must not be negative, got {rest.jobs}.")
-    jobs = rest.jobs or default_jobs(ws)
-    found = run_matrix(ws.config, tasks, [int(s) for s in seeds], ws.out, jobs, _print)
-    _print(as_markdown(found))
-    _print(f"{ws.out / 'evidence.json'}, {ws.out / 'evidence.md'}")
+    method: str = tyro.MISSING
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.stages import diagnose_student
+
+        with ws.locked():
+            found = diagnose_student(ws, self.method)
+        for group in ("by_role", "by_chunk"):
+            for name, row in found.get(group, {}).items():
+                facts = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
+                _print(f"{group[3:]} {name}: {facts}")
+        for part in ("train", "test"):
+            facts = ", ".join(f"{key} {value:.4g}" for key, value in found[part].items())
+            _print(f"{part}: {facts}")
 
 
-def inspect(argv: list[str]) -> None:
-    """Shows one training example: its chunks, the loss of each, what was skipped and why."""
-    options = {
-        "--index": {"type": int, "default": 0, "help": "of the training example"},
-        "--student-name": {"default": "", "help": "whose loss to show [CWT, or the given student]"},
-    }
-    ws, rest = _parse("inspect", argv, False, options)
-    from .inspect import show_example
+@dataclass(frozen=True)
+class Sweep(Begins):
+    """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares.
 
-    show_example(ws, rest.index, rest.student_name)
+    Attributes:
+        tasks: generated tasks, comma-separated.
+        seeds: comma-separated.
+        jobs: runs side by side, 0 for one a core.
+    """
+
+    tasks: str = "arithmetic,objects,letters,coin"
+    seeds: str = "0,1,2"
+    jobs: int = 0
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+    def run(self) -> None:
+        _at_least_zero("sweep", self.jobs)
+        from cwt.data.tasks import TASKS
+        from cwt.pipeline.sweep import parse_list, sweep
+        from cwt.students.load import check_student, quiet_libraries
+
+        tasks = parse_list(self.tasks, "tasks", list(TASKS))
+        seeds = parse_list(self.seeds, "seeds")
+        if not all(seed.isdecimal() for seed in seeds):
+            raise UserError(f"--seeds must be whole numbers, got {self.seeds!r}.")
+        quiet_libraries()
+        check_student(self.options.student)
+        with Bars() as bars:
+            sweep(self.options, tasks, [int(s) for s in seeds], self.out, self.jobs, bars.watch)
+        _print((self.out / "sweep.md").read_text(encoding="utf-8"))
+        _print(f"{self.out / 'sweep.json'}, {self.out / 'sweep.md'}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "run": run,
-    "data": data,
-    "chunk": chunk,
-    "train": train,
-    "skip": skip,
-    "eval": evaluate,
-    "report": report,
-    "inspect": inspect,
-    "diagnose": diagnose,
-    "evidence": evidence,
+def _at_least_zero(command: str, jobs: int) -> None:
+    if jobs < 0:
+        raise UserError(f"{command}: --jobs must not be negative, got {jobs}.")
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "run": Run,
+    "data": Data,
+    "chunk": Chunk,
+    "train": Train,
+    "skip": Skip,
+    "eval": Eval,
+    "report": Report,
+    "inspect": Inspect,
+    "diagnose": Diagnose,
+    "sweep": Sweep,
 }
+
+
+def _summary(kind: type[Command]) -> str:
+    return (kind.__doc__ or "").partition("\n\n")[0]
+
+
+AnyCommand = TypeVar("AnyCommand", bound=Command)
+
+
+def _parse(name: str, argv: list[str]) -> Command:
+    """Returns a command with its flags.
+
+    What no flag says comes from the run saved in --out, which --preset and --config change, or,
+    where the folder is new, from the defaults, --preset and --config, in this order.
+    """
+    kind = COMMANDS[name]
+    wants_help = any(word in ("-h", "--help") for word in argv)
+    defaults = kind() if wants_help else _defaults(name, kind, argv)
+    return tyro.cli(
+        kind, args=argv, default=defaults, prog=f"cwt {name}", description=_summary(kind)
+    )
+
+
+def _defaults(name: str, kind: type[AnyCommand], argv: list[str]) -> AnyCommand:
+    """Returns a command as it is before its flags."""
+    from cwt.pipeline.workspace import saved_config
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--out", "--preset", "--config"):
+        first.add_argument(flag)
+    found, _ = first.parse_known_args(argv)
+    preset = found.preset if kind.begins and found.preset else "default"
+    out = Path(found.out or f"runs/{name if name == 'sweep' else preset}")
+    saved = None if name == "sweep" else saved_config(out)
+    if not kind.begins:
+        sections = {s: getattr(saved, s) for s in kind.sections} if saved else {}
+        return kind(out=out, **sections)
+    config = saved or RunConfig()
+    if found.preset or not saved:
+        config = configured(config, preset_values(preset), f"preset {preset}")
+    if found.config:
+        config = configured(config, yaml_values(Path(found.config)), found.config)
+    where: dict[str, Any] = {"out": out, "preset": preset}
+    if kind is Data:
+        mine = {s: getattr(config, s) for s in ("student", "prompt", "seed", "data")}
+        return kind(**where, **mine, rest=config)  # type: ignore[call-arg]
+    return kind(**where, options=config)  # type: ignore[call-arg]
+
 
 if __name__ == "__main__":
     main()

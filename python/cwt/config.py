@@ -1,96 +1,180 @@
-"""The configuration of a run: a frozen dataclass, from a preset, a YAML file and flags."""
+"""The configuration of a run, nested as its stages are; from a preset, a YAML file and flags.
+
+Loads neither torch nor a model: `cwt COMMAND --help` reads it.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
+import tyro
 import yaml
 
-from .errors import UserError
-from .files import write_text
-from .recipe import BudgetUnit, ChunkMethod, Objective, Part, Schedule
-from .tasks import TASKS
-from .units import UnitKind
+from cwt.data.units import UnitKind
+from cwt.errors import UserError
+from cwt.files import write_text
+from cwt.skipping.criterion import SkipCriterion
+from cwt.training.recipe import ChunkOptions, TrainingOptions
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-def option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def short(name: str) -> Any:
+    """Returns what makes `--name` the flag of a nested option."""
+    return tyro.conf.arg(name=name, prefix_name=False)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the examples come from.
+
+    Attributes:
+        file: file of teacher rationales (JSON or JSONL) in place of generated ones.
+        eval_file: file of test questions; without it a part of --data is held out.
+        task: generated task: arithmetic, objects, letters or coin.
+        steps: reasoning steps of a generated problem, 0 for the task's own number.
+        unit: the piece of a rationale that is never cut.
+        train_size: training examples at the most.
+        validation_size: validation questions, from the training file or the generator.
+        test_size: test questions at the most.
+    """
+
+    file: Annotated[str, short("data")] = ""
+    eval_file: Annotated[str, short("eval-data")] = ""
+    task: Annotated[str, short("task")] = "arithmetic"
+    steps: int = 0
+    unit: UnitKind = "sentence"
+    train_size: int = 600
+    validation_size: int = 100
+    test_size: int = 300
+
+    def __post_init__(self) -> None:
+        from cwt.data.tasks import TASKS
+
+        _at_least(self, 1, "train_size", "validation_size", "test_size")
+        _at_least(self, 0, "steps")
+        if self.task not in TASKS:
+            raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        if self.eval_file and not self.file:
+            raise UserError("--eval-data needs --data: it is the test part of the same job.")
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions):
+    """How long and in what steps every method trains.
+
+    Attributes:
+        budget: how long each method trains, in train.budget-unit.
+        epochs: in place of --budget: passes over all training rationales, 0 for none.
+        parent: row of the table that skip-thinking training (STT) and its controls go on from.
+        batch_size: samples of a step of answer-only, FTT (full-thinking training, whole
+            rationales), STT and its controls.
+        small_batch_size: samples of a step of FTT-small-batch and FTT-sentence-dropout.
+        chunk_batch_size: samples, one chunk each, of a step of CWT (chunk-wise training).
+        sentence_dropout: of the rows of that name: chance to leave a middle unit out.
+    """
+
+    budget: Annotated[int, short("budget")] = 400_000
+    epochs: Annotated[float, short("epochs")] = 0.0
+    parent: str = "FTT-small-batch"
+    batch_size: int = 4
+    small_batch_size: int = 2
+    chunk_batch_size: int = 16
+    sentence_dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 1, "budget", "batch_size", "small_batch_size", "chunk_batch_size")
+        _at_least(self, 0, "epochs")
+        _share(self, "sentence_dropout")
+
+
+@dataclass(frozen=True)
+class SkipConfig(SkipCriterion):
+    """What may be left out, and how skip-thinking training (STT) alternates with deciding it.
+
+    Attributes:
+        rounds: rounds of deciding and training; the best on validation is kept.
+        ratify: in every other round the student confirms what the judge decided, or takes it back.
+        budget_share: part of the budget that each round trains on.
+        mix_full: share of full rationales added to the shortened ones.
+    """
+
+    rounds: int = 4
+    ratify: bool = True
+    budget_share: float = 0.2
+    mix_full: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 1, "rounds")
+        _share(self, "budget_share", "mix_full")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How students answer the test questions.
+
+    Attributes:
+        max_new_tokens: generated per question at the most.
+        batch_size: questions generated at once.
+        latency_questions: questions answered one at a time to measure the latency of one answer,
+            0 for none.
+    """
+
+    max_new_tokens: int = 256
+    batch_size: int = 100
+    latency_questions: int = 20
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_new_tokens", "batch_size")
+        _at_least(self, 0, "latency_questions")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run. The saved config.yaml holds it whole."""
+    """Everything that decides the result of a run; its config.yaml holds it whole.
 
-    student: str = option("tiny", "tiny, a Hugging Face or GGUF folder, or a name on the hub")
-    prompt: str = option("{question}\n", "prompt template, with {question} in it")
-    seed: int = option(0, "of the data, the order of training and the controls")
-    task: str = option("arithmetic", f"generated task: {', '.join(TASKS)}")
-    steps: int = option(0, "reasoning steps of a generated problem, 0 for the task's own")
-    data: str = option("", "file of teacher rationales (JSON or JSONL) in place of generated ones")
-    eval_data: str = option("", "file of test questions; without it a part of --data is held out")
-    unit: UnitKind = option("sentence", "the piece of a rationale that is never cut")
-    train_size: int = option(600, "training examples at the most")
-    validation_size: int = option(100, "validation questions, from the training file or generator")
-    test_size: int = option(300, "test questions at the most")
+    Attributes:
+        student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
+        prompt: template of the prompt, with {question} in it.
+        methods: comma-separated rows of the table, or all.
+        seed: of the data, the order of training and the controls.
+        cpu: stay on the CPU even where there is a GPU.
+        data: where the examples come from.
+        chunk: how the units of a rationale become chunks.
+        train: how long and in what steps every method trains.
+        skip: what may be left out.
+        eval: how students answer the test questions.
 
-    chunking: ChunkMethod = option("ac", "how units become chunks: ac, dp, sbc or sbc-exact")
-    chunks: int = option(5, "chunks before the answer, which is always one of its own")
-    objective: Objective = option("mean", "of sbc: NLL per token of a chunk, or summed")
-    embeddings: str = option("student", "of dp: student, tfidf, or a sentence-transformers folder")
-    schedule: Schedule = option("shuffled", "of CWT: shuffled, by-index, curriculum or adaptive")
+    Example:
+        >>> RunConfig(seed=3, data=DataConfig(task="coin")).data.task
+        'coin'
+    """
 
-    methods: str = option("all", "comma-separated rows of the table, or all")
-    budget: int = option(400_000, "how long each method trains, in --budget_unit")
-    budget_unit: BudgetUnit = option("loss_tokens", "of budget: loss-bearing or processed tokens")
-    parent: str = option("FTT-small-batch", "row of the table that STT and its controls go on from")
-    batch_size: int = option(4, "samples of a step of answer-only and FTT, STT and its controls")
-    cwt_batch_size: int = option(16, "samples (one chunk each) of a step of CWT")
-    small_batch_size: int = option(2, "samples of a step of FTT-small-batch, -sentence-dropout")
-    micro_batch_size: int = option(0, "samples of one forward pass, 0 for all of a step")
-    learning_rate: float = option(2e-3, "peak learning rate of AdamW")
-    weight_decay: float = option(0.1, "of AdamW")
-    sentence_dropout: float = option(0.25, "of FTT-sentence-dropout: chance to leave a unit out")
-    max_length: int = option(0, "tokens of a training row, 0 for no limit; cut from the left")
+    student: str = "tiny"
+    prompt: str = "{question}\n"
+    methods: str = "all"
+    seed: int = 0
+    cpu: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    chunk: ChunkOptions = field(default_factory=ChunkOptions)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    skip: SkipConfig = field(default_factory=SkipConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
-    judge: Literal["forward", "literal"] = option("forward", "which judge decides what to skip")
-    rounds: int = option(4, "rounds of deciding and STT; the best on validation is kept")
-    ratify: bool = option(True, "in every other round the student ratifies what the judge decided")
-    threshold: float = option(0.9, "least probability of a token that a skip must not upset")
-    judge_part: Part = option("unit", "what the judge lets go as one: unit, or chunk")
-    judge_onsets: bool = option(False, "the first token of a unit may veto a skip too")
-    judge_floor: float = option(0.0, "a token whose probability falls below this vetoes a skip")
-    judge_veto: float = option(0.5, "rise of the answer's NLL that vetoes a skip, in nats")
-    judge_cumulative: bool = option(True, "judge with the holes already made, not one at a time")
-    stt_share: float = option(0.2, "part of --budget that each STT round trains on")
-    mix_full: float = option(0.0, "share of full rationales added to the shortened ones")
 
-    max_new_tokens: int = option(256, "generated per question at the most")
-    eval_batch_size: int = option(100, "questions generated at once")
-    cpu: bool = option(False, "stay on the CPU even where there is a GPU")
+def _at_least(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{name} must be at least {least}, got {getattr(config, name)}.")
 
-    def __post_init__(self) -> None:
-        at_least = {
-            "train_size": 1, "validation_size": 1, "test_size": 1, "chunks": 1, "budget": 1,
-            "batch_size": 1, "cwt_batch_size": 1, "small_batch_size": 1, "rounds": 1,
-            "max_new_tokens": 1, "eval_batch_size": 1,
-            "steps": 0, "micro_batch_size": 0, "max_length": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("sentence_dropout", "threshold", "judge_floor", "stt_share", "mix_full"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} must be between 0 and 1, got {value}.")
-        if not self.judge_veto >= 0:
-            raise UserError(f"judge_veto must be at least 0, got {self.judge_veto}.")
-        if self.task not in TASKS:
-            raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        if self.eval_data and not self.data:
-            raise UserError("eval_data needs data: it is the test part of the same job.")
+
+def _share(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name} must be between 0 and 1, got {getattr(config, name)}.")
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -107,10 +191,10 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def yaml_values(path: Path) -> dict[str, Any]:
-    """Returns the fields that a YAML file sets.
+    """Returns what a YAML file sets, nested as RunConfig is.
 
     Raises:
-        UserError: no such file, not YAML, not a mapping, or a field that does not exist.
+        UserError: no such file, not YAML, or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -121,15 +205,52 @@ def yaml_values(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {reason}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: wanted a mapping of options, got {type(values).__name__}.")
-    known = {f.name for f in dataclasses.fields(RunConfig)}
-    if unknown := sorted(set(map(str, values)) - known):
-        raise UserError(f"{path}: unknown option {', '.join(unknown)}.")
     return values
 
 
+def configured(base: RunConfig, values: dict[str, Any], source: object) -> RunConfig:
+    """Returns a configuration with some nested values replaced.
+
+    Args:
+        base: what holds where the values say nothing.
+        values: nested as RunConfig is.
+        source: of the values, named in errors.
+
+    Raises:
+        UserError: an option that does not exist, or a value of another kind.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    merged = _merged(dataclasses.asdict(base), values, source)
+    try:
+        return TypeAdapter(RunConfig).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        wrong = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise UserError(f"{source}: {where}: {reason}{wrong}") from None
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any], source: object, at: str = "") -> Any:
+    result = dict(base)
+    for name, value in values.items():
+        path = f"{at}{name}"
+        if name not in base:
+            raise UserError(f"{source}: unknown option {path}; there are {', '.join(base)}.")
+        if isinstance(base[name], dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{source}: {path}: wanted a mapping of options, got {value!r}.")
+            value = _merged(base[name], value, source, f"{path}.")
+        result[name] = value
+    return result
+
+
 def save_config(path: Path, config: RunConfig) -> None:
+    """Writes a configuration, whole."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def load_config(path: Path) -> RunConfig:
-    return RunConfig(**yaml_values(path))
+    """Returns the configuration of a YAML file; what it does not say has its default."""
+    return configured(RunConfig(), yaml_values(path), path)

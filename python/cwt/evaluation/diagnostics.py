@@ -1,4 +1,4 @@
-"""What the parts of a rationale pull at, and how sharp the place is where a student ended.
+"""Gradient share of each part of a rationale, and the sharpness of the loss around a student.
 
 Gradients are those of the loss with respect to the logits, softmax(z) - onehot(y), one vector a
 token. All figures are of the student as it is; nothing is trained.
@@ -8,19 +8,17 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
 
 import cwt_ext
-
-from .data import Example
-from .encode import IGNORE, Encoded, Encoder, Sample, collate, forward, sample
+from cwt.students.student import Student, iterate_logits
+from cwt.students.tokenized import TokenizedExample, build_sequence
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class UnitFigures:
     id: str
     unit: int
     chunk: int
-    kind: str | None
+    role: str | None
     tokens: int
     nll: float
     grad_share: float
@@ -48,42 +46,41 @@ class UnitFigures:
 
 
 def unit_figures(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    examples: Sequence[Example],
-    items: Sequence[Encoded],
+    student: Student,
+    examples: Sequence[TokenizedExample],
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[UnitFigures]:
     """Returns the figures of every unit of some examples, in order.
 
     Args:
-        model: the student.
-        encoder: of the student.
-        examples: for the kinds of their units, where they are labelled.
-        items: the same examples in tokens.
+        student: whose gradients they are.
+        examples: with their chunks and, where they are labelled, the roles of their units.
         batch_size: rows of one pass.
         seed: of the random tokens of the control.
     """
-    by_unit = [replace(item, boundaries=tuple(range(len(item.units) + 1))) for item in items]
     rng = random.Random(f"control-{seed}")
     found: dict[int, list[UnitFigures]] = {}
-    rows = [sample(item) for item in by_unit]
-    for part, batch, output in forward(model, encoder, rows, batch_size):
-        width = max(len(items[i].units) for i in part)
-        real = _statistics(output.logits[0], batch.labels, batch.chunk_ids, width)
-        shuffled = batch.chunk_ids.cpu().clone()
-        for row in shuffled:
-            bears = row >= 0
-            ids = row[bears].tolist()
-            rng.shuffle(ids)
-            row[bears] = torch.tensor(ids)
-        control = _statistics(
-            output.logits[0], batch.labels, shuffled.to(batch.chunk_ids.device), width
-        )
+    rows = [build_sequence(x.unit_is_chunk()) for x in examples]
+    for part, batch, logits in iterate_logits(student, rows, batch_size):
+        width = max(len(examples[i].units) for i in part)
+        real = _statistics(logits, batch.labels, batch.chunk_ids, width)
+        shuffled = _shuffled(batch.chunk_ids.cpu(), rng).to(batch.chunk_ids.device)
+        control = _statistics(logits, batch.labels, shuffled, width)
         for b, i in enumerate(part):
-            found[i] = _of_item(items[i], examples[i], real[b], control[b])
-    return [figures for i in range(len(items)) for figures in found[i]]
+            found[i] = _of_example(examples[i], real[b], control[b])
+    return [figures for i in range(len(examples)) for figures in found[i]]
+
+
+def _shuffled(chunk_ids: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Returns (B, T) chunk ids in which the tokens of each row have changed places."""
+    shuffled = chunk_ids.clone()
+    for row in shuffled:
+        bears = row >= 0
+        ids = row[bears].tolist()
+        rng.shuffle(ids)
+        row[bears] = torch.tensor(ids)
+    return shuffled
 
 
 def _statistics(
@@ -103,17 +100,17 @@ def _statistics(
     return table.tolist()
 
 
-def _of_item(item: Encoded, example: Example, real: Any, control: Any) -> list[UnitFigures]:
-    units = len(item.units)
+def _of_example(tokenized: TokenizedExample, real: Any, control: Any) -> list[UnitFigures]:
+    example, units = tokenized.example, len(tokenized.units)
     tokens = sum(r[0] for r in real[:units])
     norms = sum(r[2] for r in real[:units])
-    of_unit = item.chunk_of_units()
+    of_unit = example.chunk_of_units()
     return [
         UnitFigures(
-            id=item.id,
+            id=example.id,
             unit=u,
             chunk=of_unit[u],
-            kind=example.kinds[u] if example.kinds else None,
+            role=example.roles[u] if example.roles else None,
             tokens=int(real[u][0]),
             nll=real[u][1],
             grad_share=real[u][2] / norms,
@@ -131,7 +128,7 @@ def _ratio(figures: tuple[float, float, float, float]) -> float:
 
 
 def summarise(figures: Sequence[UnitFigures], by: str) -> dict[str, dict[str, float]]:
-    """Returns the figures of all units of each `kind`, or of each `chunk` index.
+    """Returns the figures of all units of each `role`, or of each `chunk` index.
 
     `per_token` is the gradient share over the token share: above 1 the group pulls harder than its
     length explains. Smoothing ratios are means over units.
@@ -159,19 +156,17 @@ def summarise(figures: Sequence[UnitFigures], by: str) -> dict[str, dict[str, fl
 Loss = Callable[[], torch.Tensor]
 
 
-def mean_loss(model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded]) -> Loss:
-    """Returns the function that computes the token mean NLL over whole rationales, as FTT does.
+def mean_loss(student: Student, examples: Sequence[TokenizedExample]) -> Loss:
+    """Returns the function that computes the token mean NLL over whole rationales.
 
     Plain cross-entropy: the Hessian needs a second derivative, which chunk_loss refuses.
     """
-    rows: list[Sample] = [row for item in items if (row := sample(item)) is not None]
-    batch = collate(rows, encoder.pad).to(model.device)
+    rows = [row for x in examples if (row := build_sequence(x)) is not None]
+    batch = student.collate(rows)
+    labels, _ = batch.targets
 
     def loss() -> torch.Tensor:
-        logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
-        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+        return F.cross_entropy(student.logits_at(batch), labels)
 
     return loss
 
@@ -242,24 +237,23 @@ def rise_under_noise(
 
 
 def diagnose(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    train: tuple[Sequence[Example], Sequence[Encoded]],
-    test: tuple[Sequence[Example], Sequence[Encoded]],
+    student: Student,
+    train: Sequence[TokenizedExample],
+    test: Sequence[TokenizedExample],
     sharpness_examples: int = 32,
 ) -> dict[str, Any]:
     """Returns everything this module knows of a student, on training and on held-out examples."""
-    model.eval()
-    figures = unit_figures(model, encoder, *test)
+    student.model.eval()
+    figures = unit_figures(student, test)
     parts: dict[str, Any] = {"by_chunk": summarise(figures, "chunk")}
-    if any(f.kind for f in figures):
-        parts["by_kind"] = summarise(figures, "kind")
-    for name, (_, items) in (("train", train), ("test", test)):
-        loss = mean_loss(model, encoder, items[:sharpness_examples])
+    if any(f.role for f in figures):
+        parts["by_role"] = summarise(figures, "role")
+    for name, examples in (("train", train), ("test", test)):
+        loss = mean_loss(student, examples[:sharpness_examples])
         parts[name] = {
             "loss": float(loss().detach()),
-            "top_eigenvalue": top_eigenvalue(model, loss),
-            "rise_under_noise": rise_under_noise(model, loss),
+            "top_eigenvalue": top_eigenvalue(student.model, loss),
+            "rise_under_noise": rise_under_noise(student.model, loss),
         }
     parts["units"] = [asdict(f) for f in itertools.islice(figures, 200)]
     return parts

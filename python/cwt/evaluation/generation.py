@@ -1,18 +1,16 @@
 """Evaluation by generation: greedy, in batches, with a KV cache; what it cost is part of it."""
 
-import math
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import torch
-from transformers import PreTrainedModel
-
-from .answers import extract_answer, same_answer
-from .data import Example
-from .encode import Encoder
-from .train import Progress
-from .units import answer_start
+from cwt.data.answers import extract_answer, same_answer
+from cwt.data.example import Example
+from cwt.data.units import answer_start
+from cwt.evaluation.statistics import wilson_interval
+from cwt.progress import Progress, quiet
+from cwt.students.student import Student
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """Figures over the questions of one evaluation; accuracies are shares in [0, 1]."""
+    """Figures over the questions of one evaluation.
+
+    Attributes:
+        questions: how many.
+        accuracy: share answered right, in [0, 1].
+        accuracy_interval: 95 % (Wilson), over the questions.
+        generated_tokens: mean per question, with the end-of-sequence token.
+        tokens_per_second: of batched generation.
+        seconds_per_answer: wall time of batched generation over the questions: throughput, not the
+            time that one answer takes.
+        well_formed: share that states an answer and ends by itself.
+        truncated: share still writing when max_new_tokens were spent.
+    """
 
     questions: int
     accuracy: float
@@ -44,48 +54,65 @@ class Score:
     truncated: float
 
 
-def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Returns the 95 % interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p = right / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def evaluate(
-    model: PreTrainedModel,
-    encoder: Encoder,
+    student: Student,
     examples: Sequence[Example],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress = lambda share, text: None,
+    max_new_tokens: int = 256,
+    batch_size: int = 100,
+    progress: Progress = quiet,
 ) -> tuple[Score, list[Generation]]:
     """Returns the score of a student on some questions, and everything that it wrote.
 
     Args:
-        model: the student.
-        encoder: of the student.
+        student: that answers, greedily.
         examples: questions with answers; order is kept.
         max_new_tokens: per question.
         batch_size: questions generated at once; wall time is that of whole batches.
         progress: is told the share done.
+
+    Example:
+        >>> import cwt
+        >>> questions = cwt.generate_examples("arithmetic", [2], seed=0)[0]
+        >>> score, written = evaluate(cwt.load_student("tiny"), questions, max_new_tokens=8)
+        >>> score.questions, len(written)
+        (2, 2)
     """
-    model.eval()
-    prompts = [encoder.prompt(example.question) for example in examples]
+    prompts = [student.prompt(example.question) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     written: dict[int, list[int]] = {}
     seconds = 0.0
     for at in range(0, len(order), batch_size):
         part = order[at : at + batch_size]
         start = time.perf_counter()
-        rows = generate(model, encoder, [prompts[i] for i in part], max_new_tokens)
+        rows = student.generate([prompts[i] for i in part], max_new_tokens)
         seconds += time.perf_counter() - start
         written.update(zip(part, rows, strict=True))
         progress((at + len(part)) / len(order), "generating")
-    generations = [_judge(encoder, e, written[i]) for i, e in enumerate(examples)]
+    generations = [grade(student, e, written[i]) for i, e in enumerate(examples)]
     return score(generations, seconds), generations
+
+
+def latency(
+    student: Student, examples: Sequence[Example], max_new_tokens: int, questions: int = 20
+) -> float:
+    """Returns the median wall time of one answer alone, in seconds.
+
+    One question after another, each in a batch of its own; run it with nothing beside it.
+
+    Args:
+        student: that answers, greedily.
+        examples: questions; the first is asked once more beforehand, to warm up.
+        max_new_tokens: per question.
+        questions: measured at the most.
+    """
+    prompts = [student.prompt(e.question) for e in examples[:questions]]
+    student.generate(prompts[:1], max_new_tokens)
+    seconds = []
+    for prompt in prompts:
+        start = time.perf_counter()
+        student.generate([prompt], max_new_tokens)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def score(generations: Sequence[Generation], seconds: float) -> Score:
@@ -105,36 +132,10 @@ def score(generations: Sequence[Generation], seconds: float) -> Score:
     )
 
 
-@torch.inference_mode()
-def generate(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Returns the greedy continuation of each prompt, up to and with its end-of-sequence token."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), encoder.pad)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):  # on the left, so that all go on from the same column
-        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[i, longest - len(prompt) :] = 1
-    out = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=encoder.eos,
-        pad_token_id=encoder.pad,
-    )
-    rows = out[:, longest:].tolist()
-    return [row[: row.index(encoder.eos) + 1] if encoder.eos in row else row for row in rows]
-
-
-def _judge(encoder: Encoder, example: Example, ids: list[int]) -> Generation:
-    ended = bool(ids) and ids[-1] == encoder.eos
-    text = encoder.text(ids)
+def grade(student: Student, example: Example, ids: list[int]) -> Generation:
+    """Returns what a student wrote for a question, graded."""
+    ended = student.ended(ids)
+    text = student.text(ids)
     answer = extract_answer(text)
     return Generation(
         id=example.id,
@@ -147,7 +148,3 @@ def _judge(encoder: Encoder, example: Example, ids: list[int]) -> Generation:
         truncated=not ended,
         tokens=len(ids),
     )
-
-
-def as_rows(generations: Sequence[Generation]) -> list[dict[str, object]]:
-    return [asdict(g) for g in generations]

@@ -1,114 +1,275 @@
-"""The rows of the table: what each trains, from which student, and which of them a run asks for."""
+"""The rows of the table, as data: what each trains, from which student, and what it is for.
 
-from collections.abc import Callable
+A new row is one entry of METHODS; stages, reports, sweeps and the command line read it from there.
+"""
 
-from .errors import UserError
-from .files import write_json
-from .stages import (
-    best_round,
-    evaluate_student,
-    find_skips,
-    quiet,
-    run_stt,
-    train_base,
-    train_on_skips,
-)
-from .train import Progress
-from .workspace import Workspace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-Stage = Callable[[Workspace, Progress], str]  # returns the name of the student to evaluate
+from cwt.config import RunConfig
+from cwt.errors import UserError
+from cwt.training.recipe import BudgetUnit, ChunkMethod, Schedule, Target
+
+PARENT = "parent"  # in a Method: the row that config.train.parent names
+
+BatchSize = Literal["batch_size", "small_batch_size", "chunk_batch_size"]
+SkipSource = Literal["judge", "none", "literal", "oracle", "random"]
 
 
-def _base(method: str) -> Stage:
-    def stage(ws: Workspace, progress: Progress) -> str:
-        train_base(ws, method, progress)
-        return method
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
 
-    return stage
+    Attributes:
+        name: of the row, and of its student's folder.
+        label: what it is, in one line.
+        target: what carries the loss.
+        batch: which option of `train` says how many samples a step has.
+        budget_unit: in what its budget counts; None: as configured.
+        schedule: of chunk-wise training; None: as configured.
+        chunking: how units become chunks; None: as configured.
+        dropout: whether middle units are left out at random, at the configured rate.
+        parent: the row whose student it goes on from; None: the given student.
+        skips: who decides which units are left out of the rationales it goes on with: a `judge`
+            (in rounds that alternate with training), `none`, or a control.
+        ratify: in every other round the student confirms the judge's decisions, where configured.
+        matches: the row whose number of skips it takes over.
+        needs_roles: only generated examples say which units are needed.
+        in_default: it runs where `methods` is `all`.
+        diagnosed: a sweep diagnoses its student.
+        compared_with: rows that a sweep compares it with.
+    """
+
+    name: str
+    label: str
+    target: Target = "rationale"
+    batch: BatchSize = "batch_size"
+    budget_unit: BudgetUnit | None = None
+    schedule: Schedule | None = None
+    chunking: ChunkMethod | None = None
+    dropout: bool = False
+    parent: str | None = None
+    skips: SkipSource | None = None
+    ratify: bool = True
+    matches: str | None = None
+    needs_roles: bool = False
+    in_default: bool = True
+    diagnosed: bool = False
+    compared_with: tuple[str, ...] = ()
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it alternates between deciding and training."""
+        return self.skips == "judge"
+
+    @property
+    def may_be_parent(self) -> bool:
+        """Whether skip-thinking training can go on from it."""
+        return self.parent is None and self.target != "answer"
 
 
-def _control(name: str, judge: str, like_stt: bool = False) -> Stage:
-    def stage(ws: Workspace, progress: Progress) -> str:
-        start = ws.config.parent
-        keeps = find_skips(ws, name, judge, start, best_round(ws) if like_stt else None)
-        train_on_skips(ws, name, start, keeps, ws.config.rounds, progress)
-        return name
+_CHUNKS = {"target": "chunk", "batch": "chunk_batch_size"}
+_VARIANT = {**_CHUNKS, "in_default": False}
 
-    return stage
-
-
-def _stt(row: str) -> Stage:
-    def stage(ws: Workspace, progress: Progress) -> str:
-        run_stt(ws, row, progress)
-        return best_round(ws, row)
-
-    return stage
-
-
-# CWT with other chunks or another schedule than configured.
-CWT_VARIANTS = ("CWT-sbc", "CWT-sbc-exact", "CWT-dp", "CWT-by-index", "CWT-adaptive")
-VARIANTS = (*CWT_VARIANTS, "STT-as-judged")  # rows only where they are asked for
-
-PARENT = "parent"  # in METHODS: what config.parent names
-
-# The rows of the table: what must be there before, and what is done.
-METHODS: dict[str, tuple[str | None, Stage]] = {
-    "CWT": (None, _base("CWT")),
-    "answer-only": (None, _base("answer-only")),
-    "FTT": (None, _base("FTT")),
-    "FTT-small-batch": (None, _base("FTT-small-batch")),
-    "FTT-sentence-dropout": (None, _base("FTT-sentence-dropout")),
-    "CWT-sentence-dropout": (None, _base("CWT-sentence-dropout")),
-    "STT": (PARENT, _stt("STT")),
-    "STT-as-judged": (PARENT, _stt("STT-as-judged")),
-    "continued": (PARENT, _control("continued", "none")),
-    "literal-skips": (PARENT, _control("literal-skips", "literal")),
-    "oracle-skips": (PARENT, _control("oracle-skips", "oracle")),
-    "random-skips": ("STT", _control("random-skips", "random", like_stt=True)),
-    **{name: (None, _base(name)) for name in CWT_VARIANTS},
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "answer-only",
+            "question and answer, without the rationale; its budget counts processed tokens",
+            target="answer",
+            # An answer is a few tokens: the whole budget in them would be tens of times the passes
+            # over the questions. It gets as many processed tokens as the others have loss tokens.
+            budget_unit="processed_tokens",
+        ),
+        Method("FTT", "full-thinking training: the whole rationale", diagnosed=True),
+        Method(
+            "FTT-small-batch",
+            "the same in smaller batches: the control for the many small steps of CWT",
+            batch="small_batch_size",
+            diagnosed=True,
+        ),
+        Method(
+            "FTT-sentence-dropout",
+            "FTT-small-batch with each middle sentence left out at random, anew at every visit",
+            batch="small_batch_size",
+            dropout=True,
+            compared_with=("FTT-small-batch",),
+        ),
+        Method(
+            "CWT",
+            "chunk-wise training: one chunk a sample, everything before it as context",
+            diagnosed=True,
+            compared_with=("FTT", "FTT-small-batch"),
+            **_CHUNKS,
+        ),
+        Method(
+            "CWT-sbc",
+            "CWT with chunks by search-based chunking (SBC), the greedy search",
+            chunking="sbc",
+            compared_with=("CWT",),
+            **_VARIANT,
+        ),
+        Method(
+            "CWT-sbc-exact", "CWT with the exact optimum of SBC", chunking="sbc-exact", **_VARIANT
+        ),
+        Method("CWT-dp", "CWT with the most coherent chunks (DP)", chunking="dp", **_VARIANT),
+        Method(
+            "CWT-by-index",
+            "CWT in which all samples of a step share one chunk index",
+            schedule="by-index",
+            compared_with=("CWT",),
+            **_VARIANT,
+        ),
+        Method(
+            "CWT-adaptive",
+            "CWT that draws chunks by the size of their gradients",
+            schedule="adaptive",
+            compared_with=("CWT",),
+            **_VARIANT,
+        ),
+        Method(
+            "CWT-sentence-dropout",
+            "CWT with each middle sentence left out at random",
+            dropout=True,
+            compared_with=("CWT",),
+            **_CHUNKS,
+        ),
+        Method(
+            "continued",
+            "the parent trained on for as long as STT, nothing skipped",
+            parent=PARENT,
+            skips="none",
+        ),
+        Method(
+            "STT",
+            "skip-thinking training: judge and student decide in turn, the best round is kept",
+            parent=PARENT,
+            skips="judge",
+            compared_with=(
+                PARENT,
+                "continued",
+                "STT-as-judged",
+                "FTT-sentence-dropout",
+                "oracle-skips",
+            ),
+        ),
+        Method(
+            "STT-as-judged",
+            "STT without the rounds in which the student confirms the judge's decisions",
+            parent=PARENT,
+            skips="judge",
+            ratify=False,
+            in_default=False,
+        ),
+        Method(
+            "literal-skips",
+            "as long as STT, without what the `literal` judge lets go",
+            parent=PARENT,
+            skips="literal",
+            compared_with=("random-skips",),
+        ),
+        Method(
+            "random-skips",
+            "as long as STT, without as many sentences as STT leaves out, drawn at random",
+            parent=PARENT,
+            skips="random",
+            matches="STT",
+        ),
+        Method(
+            "oracle-skips",
+            "as long as STT, with the needed steps alone (generated tasks label them)",
+            parent=PARENT,
+            skips="oracle",
+            needs_roles=True,
+        ),
+    )
 }
 
 
-def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
-    """Trains one row of the table and evaluates it on the test questions."""
+def method_named(name: str) -> Method:
+    """Returns a row of the table.
 
-    def training(share: float, text: str) -> None:
-        progress(0.9 * share, text)
-
-    def evaluation(share: float, text: str) -> None:
-        progress(0.9 + 0.09 * share, text)
-
-    student = METHODS[name][1](ws, training)
-    evaluate_student(ws, student, "test", evaluation)
-    write_json(ws.out / "methods" / f"{name}.json", {"name": name, "student": student})
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"method: wanted one of {', '.join(METHODS)}, got {name!r}.")
+    return METHODS[name]
 
 
-def needed(ws: Workspace, name: str) -> str | None:
-    """Returns the row that must be there before this one."""
-    before = METHODS[name][0]
-    if before != PARENT:
-        return before
-    parent = ws.config.parent
-    if parent not in METHODS or METHODS[parent][0] or parent == "answer-only":
-        known = ", ".join(m for m, (of, _) in METHODS.items() if not of and m != "answer-only")
-        raise UserError(f"parent: wanted one of {known}, got {parent!r}.")
-    return parent
+def parent_of(method: Method, config: RunConfig) -> str | None:
+    """Returns the row whose student a method goes on from, None for the given student.
+
+    Raises:
+        UserError: the configured parent cannot be one.
+    """
+    if method.parent != PARENT:
+        return method.parent
+    name = config.train.parent
+    if name not in METHODS or not METHODS[name].may_be_parent:
+        known = ", ".join(m.name for m in METHODS.values() if m.may_be_parent)
+        raise UserError(f"train.parent: wanted one of {known}, got {name!r}.")
+    return name
 
 
-def selected_methods(ws: Workspace) -> list[str]:
-    """Returns the rows of the table that the configuration asks for, in the table's order."""
-    possible = [m for m in METHODS if m != "oracle-skips" or not ws.config.data]
-    if ws.config.methods == "all":
-        return [m for m in possible if m not in VARIANTS]
-    asked = [name.strip() for name in ws.config.methods.split(",") if name.strip()]
+def needs(method: Method, config: RunConfig) -> list[str]:
+    """Returns the rows that must be there before a method."""
+    return [name for name in (parent_of(method, config), method.matches) if name]
+
+
+def selected_methods(config: RunConfig) -> list[str]:
+    """Returns the rows that a configuration asks for and those that they need, in table order.
+
+    Raises:
+        UserError: a row that does not exist, or that the data cannot have.
+    """
+    asked = [name.strip() for name in config.methods.split(",") if name.strip()]
+    if asked == ["all"]:
+        asked = [m.name for m in METHODS.values() if m.in_default]
+        if config.data.file:
+            asked = [name for name in asked if not METHODS[name].needs_roles]
     for name in asked:
         if name not in METHODS:
             raise UserError(f"methods: wanted some of {', '.join(METHODS)}, got {name!r}.")
-        if name not in possible:
+        if METHODS[name].needs_roles and config.data.file:
             raise UserError(f"methods: {name} needs generated data, whose core steps are labelled.")
-    need = list(asked)
-    for name in need:
-        before = needed(ws, name)
-        if before and before not in need:
-            need.append(before)
-    return [name for name in METHODS if name in need]
+    wanted = list(asked)
+    for name in wanted:
+        wanted += [n for n in needs(METHODS[name], config) if n not in wanted]
+    return [name for name in METHODS if name in wanted]
+
+
+def round_names(method: str, rounds: int) -> list[str]:
+    """Returns the names of the students of the rounds of a row, in order."""
+    return [f"{method}-round-{r}" for r in range(1, rounds + 1)]
+
+
+def lineage(method: Method, config: RunConfig, student: str) -> list[str]:
+    """Returns the students trained one after the other on the way to a student of a row."""
+    parent = parent_of(method, config)
+    if not parent:
+        return [student]
+    if not method.in_rounds:
+        return [parent, student]
+    rounds = round_names(method.name, config.skip.rounds)
+    return [parent, *rounds[: rounds.index(student) + 1]]
+
+
+def trained_for(method: Method, config: RunConfig, student: str) -> list[str]:
+    """Returns all students trained to get a row: also rounds that lost on validation."""
+    parent = parent_of(method, config)
+    if parent and method.in_rounds:
+        return [parent, *round_names(method.name, config.skip.rounds)]
+    return lineage(method, config, student)
+
+
+def comparisons(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs (a, b) of rows that a sweep compares, of those that it has."""
+    pairs = [
+        (method.name, config.train.parent if other == PARENT else other)
+        for method in METHODS.values()
+        for other in method.compared_with
+    ]
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a in names and b in names]

@@ -1,84 +1,119 @@
-"""Runs the rows of the table, several side by side where the student is small."""
+"""Runs pieces of work that depend on one another, several side by side in processes."""
 
 import multiprocessing
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from graphlib import TopologicalSorter
 from typing import Any
 
 import torch
 
-from .errors import UserError
-from .methods import needed, run_method, selected_methods
-from .students import quiet_libraries
-from .workspace import Workspace
+from cwt.config import RunConfig
+from cwt.errors import UserError
+from cwt.progress import Progress, Watch
+from cwt.students.load import quiet_libraries
 
-Report = Callable[[str, float, str], None]  # method, share done, what it is doing
+Work = Callable[[str, Progress], None]  # is given a name; must be picklable
 
 _updates: Any = None  # the queue to the parent, set in each worker
 
 
-def default_jobs(ws: Workspace) -> int:
+def usable_cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_jobs(config: RunConfig) -> int:
     """Returns how many methods to train at once: one a core for `tiny` on a CPU, else one."""
-    alone = torch.cuda.is_available() and not ws.config.cpu
-    if alone or ws.config.student != "tiny" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    alone = torch.cuda.is_available() and not config.cpu
+    if alone or config.student != "tiny" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
-    return max(1, len(os.sched_getaffinity(0)))
+    return usable_cores()
 
 
-def run_methods(ws: Workspace, jobs: int, report: Report) -> None:
-    """Trains and evaluates every selected method that has no result yet."""
-    names = selected_methods(ws)
-    done = {name for name in names if (ws.out / "methods" / f"{name}.json").exists()}
-    for name in done:
-        report(name, 1.0, "done before")
-    todo = [name for name in names if name not in done]
-    if jobs == 1:
-        for name in todo:
-            run_method(ws, name, lambda share, text, name=name: report(name, share, text))
-            report(name, 1.0, "done")
+def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Watch) -> None:
+    """Does every piece of work, each after those that it needs.
+
+    Args:
+        needs: for each name the names that must be done before; a name that is no key of it counts
+            as done. Where several may start, those go first that most others wait for.
+        work: does one piece.
+        jobs: side by side; 1 stays in this process.
+        watch: is told how far each piece is.
+
+    Raises:
+        UserError: a piece raised one, or its process was killed.
+    """
+    order = TopologicalSorter({name: [n for n in of if n in needs] for name, of in needs.items()})
+    order.prepare()
+    if jobs > 1:
+        _run_in_pool(order, needs, work, jobs, watch)
         return
-    _run_parallel(ws, todo, done, jobs, report)
+    while order.is_active():
+        for name in order.get_ready():
+            work(name, lambda share, text, name=name: watch(name, share, text))
+            watch(name, 1.0, "done")
+            order.done(name)
 
 
-def _run_parallel(
-    ws: Workspace, todo: list[str], done: set[str], jobs: int, report: Report
+def _waiting_for(name: str, needs: Mapping[str, Sequence[str]]) -> int:
+    """Returns the length of the longest chain of names that wait for this one."""
+    chains = [1 + _waiting_for(other, needs) for other, of in needs.items() if name in of]
+    return max(chains, default=0)
+
+
+def _run_in_pool(
+    order: "TopologicalSorter[str]",
+    needs: Mapping[str, Sequence[str]],
+    work: Work,
+    jobs: int,
+    watch: Watch,
 ) -> None:
     context = multiprocessing.get_context("spawn")  # fork breaks OpenMP once it has threads
     updates = context.Queue()
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, usable_cores() // jobs)
+    names = list(needs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (updates, threads)) as pool:
         running: dict[Future[None], str] = {}
         try:
-            while todo or running:
-                for name in [n for n in todo if needed(ws, n) in done | {None}]:
-                    todo.remove(name)
-                    running[pool.submit(_work, ws, name)] = name
+            while order.is_active():
+                ready = sorted(
+                    order.get_ready(), key=lambda n: (-_waiting_for(n, needs), names.index(n))
+                )
+                for name in ready:
+                    running[pool.submit(_work, work, name)] = name
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _drain(updates, report)
+                _tell(updates, watch)
                 for future in finished:
                     name = running.pop(future)
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise UserError(
-                            f"the process of {name} was killed (out of memory?); the same command "
-                            "goes on from its last checkpoint, --jobs 1 trains one at a time."
-                        ) from None
-                    done.add(name)
-                    report(name, 1.0, "done")
+                    _result(future, name)
+                    order.done(name)
+                    watch(name, 1.0, "done")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _drain(updates: Any, report: Report) -> None:
+def _result(future: "Future[None]", name: str) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process of {name} was killed (out of memory?); the same command goes on from its "
+            "last checkpoint, --jobs 1 trains one at a time."
+        ) from None
+
+
+def _tell(updates: Any, watch: Watch) -> None:
     while True:
         try:
-            report(*updates.get_nowait())
+            watch(*updates.get_nowait())
         except queue.Empty:
             return
 
@@ -86,16 +121,11 @@ def _drain(updates: Any, report: Report) -> None:
 def _start_worker(updates: Any, threads: int) -> None:
     global _updates
     _updates = updates
-    set_up_worker(threads)
-
-
-def set_up_worker(threads: int) -> None:
-    """Prepares a process that trains beside others, each on its share of the cores."""
     torch.set_num_threads(threads)
     quiet_libraries()
 
 
-def _work(ws: Workspace, name: str) -> None:
+def _work(work: Work, name: str) -> None:
     last = 0.0
 
     def progress(share: float, text: str) -> None:
@@ -104,4 +134,4 @@ def _work(ws: Workspace, name: str) -> None:
             last = time.monotonic()
             _updates.put((name, share, text))
 
-    run_method(ws, name, progress)
+    work(name, progress)

@@ -1,4 +1,7 @@
-"""The stages of a run. Each reads what the one before it wrote, and writes files that stay."""
+"""The stages of a run. Each reads what the one before it wrote, and writes files that stay.
+
+A stage whose result is there does nothing: a run that was stopped goes on where it was.
+"""
 
 import random
 import time
@@ -7,351 +10,358 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from transformers import PreTrainedModel
+from accelerate import PartialState
 
-from . import data as data_module
-from .chunking import Segmenter, average_chunks
-from .config import RunConfig, save_config
-from .data import Example, read_examples, write_examples
-from .diagnostics import diagnose
-from .encode import Encoded, Encoder
-from .errors import UserError
-from .evaluate import as_rows, evaluate
-from .files import read_json, write_json, write_lines
-from .recipe import ChunkMethod, Recipe, Schedule
-from .skip import (
-    Keep,
-    Rule,
-    judge_units,
-    oracle_units,
-    random_units,
-    ratify_units,
-    removal_rates,
-    skipped_share,
-)
-from .students import load_student
-from .train import Progress, train
-from .workspace import Workspace, saved_config
+from cwt.config import save_config
+from cwt.data.example import Example, write_examples
+from cwt.data.readers import read_examples
+from cwt.data.tasks import generate_examples
+from cwt.errors import UserError
+from cwt.evaluation.diagnostics import diagnose
+from cwt.evaluation.generation import evaluate, latency
+from cwt.files import read_json, write_json, write_lines
+from cwt.pipeline.methods import METHODS, Method, parent_of, round_names
+from cwt.pipeline.workspace import Workspace
+from cwt.progress import Progress, part_of, quiet
+from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, skipped_share
+from cwt.skipping.criterion import Decision
+from cwt.skipping.judge import find_skips
+from cwt.skipping.ratify import ratify_skips
+from cwt.students.load import load_student
+from cwt.students.student import Student
+from cwt.training.chunking import Segmenter, average_chunks
+from cwt.training.loop import train
+from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
 
-CHUNKINGS: tuple[ChunkMethod, ...] = ("ac", "dp", "sbc", "sbc-exact")
-
-
-def quiet(share: float, text: str) -> None:
-    """A progress that nobody watches."""
+CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
 
 
 def make_data(ws: Workspace) -> dict[str, Any]:
     """Writes data/: disjoint train, validation and test examples, generated or imported."""
-    c = ws.config
-    record_path = ws.out / "data" / "data.json"
-    if record_path.exists():
-        if saved_config(ws.out) != c:  # other methods were asked for
-            save_config(ws.out / "config.yaml", c)
-        return dict(read_json(record_path))
-    dropped: dict[str, int] = {}
-    read = 0
-    if not c.data:
-        sizes = (c.train_size, c.validation_size, c.test_size)
-        train_part, validation, test = data_module.generate(c.task, sizes, c.seed, c.steps)
+    if ws.data_record.exists():
+        return dict(read_json(ws.data_record))
+    c = ws.config.data
+    record: dict[str, Any] = {"rationales_read": 0, "dropped": {}}
+    if c.file:
+        parts = _import(ws, record)
     else:
-        imported = read_examples(Path(c.data), c.unit)
-        dropped.update(imported.dropped)
-        read = len(imported.examples)
-        usable = [e for e in imported.examples if len(e.units) >= 2]
-        if short := len(imported.examples) - len(usable):
-            dropped["rationale of one unit"] = short
-        test = []
-        if c.eval_data:
-            asked_of = read_examples(Path(c.eval_data), c.unit, rationales=False)
-            test = asked_of.examples[: c.test_size]
-            asked = {e.question for e in test}
-            usable, known = [e for e in usable if e.question not in asked], len(usable)
-            if known > len(usable):
-                dropped["question of the test"] = known - len(usable)
-        train_part, validation, test = _split(usable, test, ws)
-    save_config(ws.out / "config.yaml", c)  # from here on the folder is this run's
-    for part, examples in (("train", train_part), ("validation", validation), ("test", test)):
+        sizes = (c.train_size, c.validation_size, c.test_size)
+        parts = generate_examples(c.task, sizes, ws.config.seed, c.steps)
+    save_config(ws.out / "config.yaml", ws.config)  # from here on the folder is this run's
+    for part, examples in zip(("train", "validation", "test"), parts, strict=True):
         write_examples(ws.data(part), examples)
-    record = {
-        "rationales_read": read,
-        "dropped": dropped,
-        "train": len(train_part),
-        "validation": len(validation),
-        "test": len(test),
-    }
-    write_json(record_path, record)
+        record[part] = len(examples)
+    write_json(ws.data_record, record)
     return record
 
 
-def _split(
-    usable: list[Example], test: list[Example], ws: Workspace
-) -> tuple[list[Example], list[Example], list[Example]]:
-    c = ws.config
-    random.Random(f"split-{c.seed}").shuffle(usable)
+def _import(ws: Workspace, record: dict[str, Any]) -> list[list[Example]]:
+    """Returns (train, validation, test) of the configured files, and records what was dropped."""
+    c = ws.config.data
+    imported = read_examples(Path(c.file), c.unit)
+    record["rationales_read"] = len(imported.examples)
+    record["dropped"] = dict(imported.dropped)
+    usable = [e for e in imported.examples if len(e.units) >= 2]
+    if short := len(imported.examples) - len(usable):
+        record["dropped"]["rationale of one unit"] = short
+    test: list[Example] = []
+    if c.eval_file:
+        test = read_examples(Path(c.eval_file), c.unit, rationales=False).examples[: c.test_size]
+        asked = {e.question for e in test}
+        usable, known = [e for e in usable if e.question not in asked], len(usable)
+        if known > len(usable):
+            record["dropped"]["question of the test"] = known - len(usable)
+    return _split(usable, test, ws)
+
+
+def _split(usable: list[Example], test: list[Example], ws: Workspace) -> list[list[Example]]:
+    c = ws.config.data
+    random.Random(f"split-{ws.config.seed}").shuffle(usable)
     want_test = 0 if test else min(c.test_size, len(usable) // 4)
     want_validation = min(c.validation_size, len(usable) // 4)
     test = test or usable[:want_test]
     rest = usable[want_test:]
-    validation, rest = (
-        rest[:want_validation],
-        rest[want_validation : want_validation + c.train_size],
-    )
+    validation = rest[:want_validation]
+    rest = rest[want_validation : want_validation + c.train_size]
     if not (rest and validation and test):
         raise UserError(
-            f"{c.data}: {len(usable)} usable rationales are too few to train, choose and test on."
+            f"{c.file}: {len(usable)} usable rationales are too few to train, choose and test on."
         )
-    return rest, validation, test
+    return [rest, validation, test]
 
 
 def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
-    """Writes chunks/: the boundaries under every chunking method, for comparison and training."""
-    record_path = ws.out / "chunks" / "chunks.json"
-    if record_path.exists():
-        return dict(read_json(record_path))
+    """Writes chunks/: the boundaries under every chunking method, for comparison and training.
+
+    Returns:
+        For each method the mean number of chunks, and the mean over the examples of their cost.
+    """
+    if ws.chunks_record.exists():
+        return dict(read_json(ws.chunks_record)["chunkings"])
     examples = ws.examples("train")
-    model, encoder = open_student(ws, ws.config.student)
-    items = [encoder.encode(e, (0, len(e.units))) for e in examples]
-    c = ws.config
-    segmenter = Segmenter(model, encoder, items, c.chunks, c.objective, c.embeddings)
+    student = open_student(ws)
+    segmenter = Segmenter(student, examples, ws.config.chunk)
     record: dict[str, Any] = {}
     for i, method in enumerate(CHUNKINGS):
         progress(i / len(CHUNKINGS), method)
         cuts = segmenter.boundaries(method)
-        write_lines(
-            ws.chunks(method),
-            [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)],
-        )
+        rows = [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)]
+        write_lines(ws.chunks(method), rows)
         record[method] = {
             "chunks": sum(len(b) - 1 for b in cuts) / len(cuts),
             "cost": segmenter.total_cost(cuts),
         }
-    write_json(record_path, record)
+    tokens = sum(len(unit) for x in segmenter.tokenized for unit in x.units)
+    write_json(ws.chunks_record, {"chunkings": record, "tokens_per_epoch": tokens})
     return record
 
 
-def open_student(ws: Workspace, name: str) -> tuple[PreTrainedModel, Encoder]:
-    """Returns a student, on the device it will work on, and its encoder."""
-    model, tokenizer = load_student(name)
-    device = "cuda" if torch.cuda.is_available() and not ws.config.cpu else "cpu"
-    return model.to(device), Encoder(tokenizer, ws.config.prompt)
+def open_student(ws: Workspace, name: str = "") -> Student:
+    """Returns a student of the run, by default the given one, on this process's device."""
+    source = str(ws.student(name)) if name else ws.config.student
+    student = load_student(source, ws.config.prompt)
+    return student.to(PartialState(cpu=ws.config.cpu).device)
 
 
-def load_training(ws: Workspace, encoder: Encoder, chunking: str = "") -> list[Encoded]:
-    """Returns the training examples in tokens, chunked as configured or as asked for."""
-    pairs = zip(ws.examples("train"), ws.boundaries(chunking), strict=True)
-    return [encoder.encode(example, boundaries) for example, boundaries in pairs]
+def recipe_of(ws: Workspace, method: Method) -> Recipe:
+    """Returns what a row trains.
 
-
-def base_recipe(ws: Workspace, method: str) -> Recipe:
-    """Returns the recipe of a method that starts from the student as given."""
-    c = ws.config
-    recipe = Recipe(
-        method="ftt",
-        budget=c.budget,
-        budget_unit=c.budget_unit,
-        schedule=c.schedule,
-        batch_size=c.batch_size,
-        micro_batch_size=c.micro_batch_size,
-        learning_rate=c.learning_rate,
-        weight_decay=c.weight_decay,
-        max_length=c.max_length,
-        seed=c.seed,
-    )
-    if method == "FTT":
-        return recipe
-    if method.startswith("CWT"):
-        recipe = replace(recipe, method="cwt", batch_size=c.cwt_batch_size)
-        what = method.removeprefix("CWT").removeprefix("-")
-        if what == "sentence-dropout":
-            return replace(recipe, sentence_dropout=c.sentence_dropout)
-        return replace(recipe, schedule=what) if what in get_args(Schedule) else recipe
-    if method == "FTT-small-batch":
-        return replace(recipe, batch_size=c.small_batch_size)
-    if method == "FTT-sentence-dropout":
-        return replace(recipe, batch_size=c.small_batch_size, sentence_dropout=c.sentence_dropout)
-    # An answer is a few tokens: the whole budget in them would be tens of times the passes over
-    # the questions. It gets as many processed tokens as the others have loss tokens.
-    return replace(recipe, method="answer-only", budget_unit="processed_tokens")
-
-
-def continued_recipe(ws: Workspace, rounds: int) -> Recipe:
-    """Returns the recipe of training on from the parent, for some rounds' worth of budget.
-
-    Its rate is half: the student has converged once.
+    Going on from a parent it has half the learning rate: the student has converged once.
     """
-    c = ws.config
-    return replace(
-        base_recipe(ws, "FTT"),
-        budget=max(1, round(c.budget * c.stt_share * rounds)),
-        learning_rate=c.learning_rate / 2,
+    c = ws.config.train
+    shared = {name: getattr(c, name) for name in TrainingOptions.__dataclass_fields__}
+    recipe = Recipe(
+        target=method.target,
+        budget=_budget(ws),
+        batch_size=getattr(c, method.batch),
+        sentence_dropout=c.sentence_dropout if method.dropout else 0.0,
+        seed=ws.config.seed,
+        **shared,
     )
+    if method.budget_unit:
+        recipe = replace(recipe, budget_unit=method.budget_unit)
+    if method.schedule:
+        recipe = replace(recipe, schedule=method.schedule)
+    if parent_of(method, ws.config):
+        recipe = replace(recipe, learning_rate=c.learning_rate / 2)
+    return recipe
 
 
-def train_base(ws: Workspace, method: str, progress: Progress = quiet) -> None:
-    """Trains a method that starts from the student as given."""
-    if ws.trained(method):
+def _budget(ws: Workspace) -> int:
+    """Returns the configured budget; epochs are passes over all tokens of the rationales."""
+    c = ws.config.train
+    if not c.epochs:
+        return c.budget
+    return max(1, round(c.epochs * read_json(ws.chunks_record)["tokens_per_epoch"]))
+
+
+def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
+    """Returns the recipe of training on from the parent, for some rounds' worth of budget."""
+    recipe = recipe_of(ws, method)
+    budget = recipe.budget * ws.config.skip.budget_share * rounds
+    return replace(recipe, budget=max(1, round(budget)))
+
+
+def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> str:
+    """Trains a row of the table, in all its rounds; returns its student (of STT, the best one)."""
+    parent = parent_of(method, ws.config)
+    if parent is None:
+        _train_base(ws, method, progress)
+        return method.name
+    if method.in_rounds:
+        _train_rounds(ws, method, parent, progress)
+        return best_round(ws, method)
+    skip_units(ws, method.name, method, parent, like=_matched_student(ws, method))
+    train_on(ws, method.name, method, parent, ws.config.skip.rounds, progress)
+    return method.name
+
+
+def _matched_student(ws: Workspace, method: Method) -> str | None:
+    """Returns the student whose number of skips a control takes over."""
+    return best_round(ws, METHODS[method.matches]) if method.matches else None
+
+
+def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
+    if ws.trained(method.name):
         return
-    model, encoder = open_student(ws, ws.config.student)
-    own = method.removeprefix("CWT-")
-    items = load_training(ws, encoder, own if own in CHUNKINGS else "")
-    recipe = base_recipe(ws, method)
-    train(
-        model, encoder, items, [None] * len(items), recipe, ws.student(method), progress,
-        ws.config.cpu,
-    )  # fmt: skip
+    examples = ws.training_examples(method.chunking)
+    recipe = recipe_of(ws, method)
+    train(open_student(ws), examples, recipe, ws.student(method.name), progress, ws.config.cpu)
 
 
-def train_on_skips(
-    ws: Workspace, name: str, start: str, keeps: Sequence[Keep], rounds: int,
-    progress: Progress = quiet,
-) -> None:  # fmt: skip
-    """Trains on from a student of this run on what is left of the rationales."""
+def train_on(
+    ws: Workspace, name: str, method: Method, start: str, rounds: int, progress: Progress = quiet
+) -> None:
+    """Trains on from a student of this run on what is left of the rationales.
+
+    Args:
+        ws: the run.
+        name: of the new student; its skips are there.
+        method: the row that it is for.
+        start: the student to go on from.
+        rounds: how many rounds' worth of budget.
+        progress: is told how far it is.
+    """
     if ws.trained(name):
         return
     if not ws.trained(start):
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
-    model, encoder = open_student(ws, str(ws.student(start)))
-    items = load_training(ws, encoder)
+    whole = ws.training_examples()
     rng = random.Random(f"mix-{ws.config.seed}")
-    whole = [item for item in items if rng.random() < ws.config.mix_full]
-    all_items: list[Encoded] = [*items, *whole]
-    all_keeps: list[Keep | None] = [*keeps, *[None] * len(whole)]
-    train(
-        model, encoder, all_items, all_keeps, continued_recipe(ws, rounds), ws.student(name),
-        progress, ws.config.cpu,
-    )  # fmt: skip
+    mixed_in = [e for e in whole if rng.random() < ws.config.skip.mix_full]
+    examples = [*ws.with_skips(whole, name), *mixed_in]
+    recipe = continued_recipe(ws, method, rounds)
+    train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
 
 
-def judge_rule(c: RunConfig, judge: str) -> Rule:
-    """Returns what the forward or literal judge of a run asks."""
-    return Rule(
-        judge="literal" if judge == "literal" else "forward",
-        threshold=c.threshold,
-        onsets=c.judge_onsets,
-        floor=c.judge_floor,
-        veto=c.judge_veto,
-        cumulative=c.judge_cumulative,
-        part=c.judge_part,
-    )
-
-
-def find_skips(
-    ws: Workspace, name: str, judge: str, start: str, before: str | None = None,
-    progress: Progress = quiet,
-) -> list[Keep]:  # fmt: skip
-    """Writes skips/<name>: which units stay, decided by a judge; returns them.
-
-    Args:
-        ws: the run.
-        name: of this decision.
-        judge: forward, literal, ratify (what `before` decided), oracle, random (as many as `before`
-            left out) or none.
-        start: the student that judges.
-        before: the decision that this one continues.
-        progress: is told the share done.
-    """
-    if ws.skips(name).exists():
-        return ws.keeps(name)
-    examples = ws.examples("train")
-    begin, decisions = time.perf_counter(), []
-    if judge in ("forward", "literal", "ratify"):
-        if not ws.trained(start):
-            raise UserError(f"{name} needs the student {start}; run `cwt train` for it first.")
-        model, encoder = open_student(ws, str(ws.student(start)))
-        items = load_training(ws, encoder)
-        earlier = ws.keeps(before) if before else None
-        rule = judge_rule(ws.config, judge)
-        if judge == "ratify":
-            assert earlier is not None
-            keeps, decisions = ratify_units(rule, model, encoder, items, earlier, progress=progress)
-        else:
-            keeps, decisions = judge_units(rule, model, encoder, items, earlier, progress=progress)
-    else:
-        items = [Encoded(e.id, (), tuple(() for _ in e.units), (0, len(e.units))) for e in examples]
-        if judge == "oracle":
-            keeps = oracle_units(examples)
-        elif judge == "random" and before:
-            keeps = random_units(items, ws.keeps(before), ws.config.seed)
-        else:
-            keeps = [frozenset(range(len(e.units))) for e in examples]
-    write_lines(ws.skips(name).with_suffix(".jsonl"), (asdict(d) for d in decisions))
-    record = {
-        "judge": judge,
-        "student": start if decisions else None,
-        "seconds": round(time.perf_counter() - begin, 2),
-        "skipped_share": skipped_share(items, keeps),
-        "removal_rates": removal_rates(examples, keeps),
-        "keeps": [sorted(keep) for keep in keeps],
-    }
-    write_json(ws.skips(name), record)
-    return keeps
-
-
-def round_judge(ws: Workspace, index: int, row: str = "STT") -> str:
-    """Returns who decides in a round, the first being 0; `STT-as-judged` never ratifies."""
-    ratify = ws.config.ratify and row == "STT" and index % 2
-    return "ratify" if ratify else ws.config.judge
-
-
-def run_stt(ws: Workspace, row: str = "STT", progress: Progress = quiet) -> None:
+def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress) -> None:
     """Alternates deciding and training on what is left, from the parent on."""
-    student, before = ws.config.parent, None
-    rounds = ws.rounds(row)
+    rounds = round_names(method.name, ws.config.skip.rounds)
     for r, name in enumerate(rounds):
-
-        def part(share: float, text: str, r: int = r) -> None:
-            progress((r + share) / len(rounds), f"round {r + 1}, {text}")
-
-        keeps = find_skips(ws, name, round_judge(ws, r, row), student, before, part)
-        train_on_skips(ws, name, student, keeps, 1, part)
-        evaluate_student(ws, name, "validation", part)
-        student = before = name
+        told = part_of(progress, r / len(rounds), (r + 1) / len(rounds), f"round {r + 1}, ")
+        skip_round(ws, method, r, told)
+        train_on(ws, name, method, rounds[r - 1] if r else parent, 1, told)
+        evaluate_student(ws, name, "validation", told)
 
 
-def best_round(ws: Workspace, row: str = "STT") -> str:
+def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str:
+    """Decides the skips of a round, the first being 0; returns the round's name."""
+    rounds = round_names(method.name, ws.config.skip.rounds)
+    before = rounds[index - 1] if index else None
+    judge = before or parent_of(method, ws.config)
+    assert judge is not None
+    skip_units(ws, rounds[index], method, judge, before, is_ratified(ws, method, index), progress)
+    return rounds[index]
+
+
+def is_ratified(ws: Workspace, method: Method, index: int) -> bool:
+    """Returns whether the student itself decides in a round, the first being 0."""
+    return bool(ws.config.skip.ratify and method.ratify and index % 2)
+
+
+def best_round(ws: Workspace, method: Method) -> str:
     """Returns the round with the best accuracy on validation, then the fewest tokens."""
 
     def rank(name: str) -> tuple[float, float]:
-        found = read_json(ws.evaluation(f"{name}-validation"))
+        found = read_json(ws.evaluation(name, "validation"))
         return -found["accuracy"], found["generated_tokens"]
 
-    return min(ws.rounds(row), key=rank)
+    return min(round_names(method.name, ws.config.skip.rounds), key=rank)
+
+
+def skip_units(
+    ws: Workspace,
+    name: str,
+    method: Method,
+    judge: str,
+    like: str | None = None,
+    ratify: bool = False,
+    progress: Progress = quiet,
+) -> None:
+    """Writes skips/<name>: which units of the training examples stay, and why.
+
+    Args:
+        ws: the run.
+        name: of the student that will be trained on them.
+        method: the row, which says who decides.
+        judge: the student that decides, where one does.
+        like: the student whose skips are gone on from (a judge) or matched (random).
+        ratify: the student confirms or takes back what was decided in the round before.
+        progress: is told how far it is.
+    """
+    if ws.skips(name).exists():
+        return
+    begin = time.perf_counter()
+    examples = ws.training_examples()
+    if like:
+        examples = ws.with_skips(examples, like)
+    decisions: list[Decision] = []
+    if method.skips in ("judge", "literal"):
+        examples, decisions = _decide(ws, method, judge, examples, ratify, progress)
+    elif method.skips == "oracle":
+        examples = oracle_skips(examples)
+    elif method.skips == "random":
+        examples = random_skips(examples, ws.config.seed)
+    write_lines(ws.decisions(name), (asdict(d) for d in decisions))
+    record = {
+        "judge": "ratify" if ratify else _judge_name(ws, method),
+        "student": judge if decisions else None,
+        "seconds": round(time.perf_counter() - begin, 2),
+        "skipped_share": skipped_share(examples),
+        "removal_rates": removal_rates(examples),
+        "kept_units": [sorted(e.kept) for e in examples],
+    }
+    write_json(ws.skips(name), record)
+
+
+def _judge_name(ws: Workspace, method: Method) -> str:
+    return ws.config.skip.judge if method.skips == "judge" else str(method.skips)
+
+
+def _decide(
+    ws: Workspace,
+    method: Method,
+    judge: str,
+    examples: Sequence[Example],
+    ratify: bool,
+    progress: Progress,
+) -> tuple[list[Example], list[Decision]]:
+    if not ws.trained(judge):
+        raise UserError(
+            f"the judge needs the student {judge}; run `cwt train --method {judge}` first."
+        )
+    criterion = ws.config.skip
+    if method.skips == "literal":
+        criterion = replace(criterion, judge="literal")
+    decide = ratify_skips if ratify else find_skips
+    return decide(open_student(ws, judge), examples, criterion, progress=progress)
 
 
 def evaluate_student(
     ws: Workspace, name: str, part: str = "test", progress: Progress = quiet
-) -> None:
-    """Writes evals/<name>: the score on the test questions and what the student wrote."""
-    path = ws.evaluation(name if part == "test" else f"{name}-{part}")
+) -> dict[str, Any]:
+    """Writes evals/<name>, the score on some questions and what the student wrote; returns it."""
+    path = ws.evaluation(name, part)
     if path.exists():
+        return dict(read_json(path))
+    student = _trained_student(ws, name)
+    c = ws.config.eval
+    score, written = evaluate(student, ws.examples(part), c.max_new_tokens, c.batch_size, progress)
+    write_lines(ws.generations(name, part), (asdict(g) for g in written))
+    write_json(path, asdict(score))
+    return asdict(score)
+
+
+def measure_latency(ws: Workspace, name: str) -> None:
+    """Writes latency/<name>.json: the median wall time of one answer alone; run it alone too."""
+    c = ws.config.eval
+    if ws.latency(name).exists() or not c.latency_questions:
         return
-    if not ws.trained(name):
-        raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    model, encoder = open_student(ws, str(ws.student(name)))
-    found, generations = evaluate(
-        model, encoder, ws.examples(part), ws.config.max_new_tokens, ws.config.eval_batch_size,
-        progress,
-    )  # fmt: skip
-    write_lines(path.with_suffix(".jsonl"), as_rows(generations))
-    write_json(path, asdict(found))
+    student = _trained_student(ws, name)
+    questions = ws.examples("test")[: c.latency_questions]
+    seconds = latency(student, questions, c.max_new_tokens)
+    write_json(ws.latency(name), {"seconds": seconds, "questions": len(questions)})
 
 
 def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, Any]:
-    """Writes diagnostics/<name>.json: what its gradients and its loss look like.
+    """Writes diagnostics/<name>.json, what the student's gradients and loss look like; returns it.
 
     Held-out examples are validation questions under average chunking.
     """
-    path = ws.out / "diagnostics" / f"{name}.json"
+    path = ws.diagnostics(name)
     if path.exists():
         return dict(read_json(path))
-    if not ws.trained(name):
-        raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    model, encoder = open_student(ws, str(ws.student(name)))
+    student = _trained_student(ws, name)
     held_out = [e for e in ws.examples("validation") if len(e.units) > 1][:examples]
-    cuts = [average_chunks(len(e.units) - 1, ws.config.chunks) for e in held_out]
-    test = [encoder.encode(e, [*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]
-    known = load_training(ws, encoder)[:examples]
-    found = diagnose(model, encoder, (ws.examples("train")[:examples], known), (held_out, test))
+    cuts = [average_chunks(len(e.units) - 1, ws.config.chunk.count) for e in held_out]
+    test = [e.chunked([*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]
+    known = ws.training_examples()[:examples]
+    found = diagnose(student, *([student.tokenize(e) for e in part] for part in (known, test)))
     write_json(path, found)
     return found
+
+
+def _trained_student(ws: Workspace, name: str) -> Student:
+    if not ws.trained(name):
+        raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
+    return open_student(ws, name)

@@ -1,15 +1,28 @@
-"""The folder of a run: what lies where, and whether it belongs to this run."""
+"""The folder of a run: what lies where, and whether a configuration belongs to it."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .config import RunConfig, load_config
-from .data import Example, load_examples
-from .errors import UserError
-from .files import read_json, read_lines
+from filelock import FileLock, Timeout
+
+from cwt.config import RunConfig, load_config, save_config
+from cwt.data.example import Example, load_examples
+from cwt.errors import UserError
+from cwt.files import read_json, read_lines
 
 # Options that choose among results of a run, or how it is computed, without changing any of them.
-MAY_CHANGE = {"methods", "cpu"}
+_MAY_CHANGE = {"methods", "cpu", "train.checkpoint_seconds", "eval.latency_questions"}
+
+# What a stage has written when its options are fixed; all others are fixed by the data.
+_FIXED_BY = {
+    "chunk": "chunks/chunks.json",
+    "train": "students/*/*",
+    "skip": "skips/*",
+    "eval": "evals/*",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +31,14 @@ class Workspace:
 
     config.yaml                      the configuration, whole
     data/{train,validation,test}.jsonl, data/data.json
-    chunks/{ac,dp,sbc,sbc-exact}.jsonl
+    chunks/{ac,dp,sbc,sbc-exact}.jsonl, chunks/chunks.json
     students/<name>/                 Hugging Face folders, with train.json and train_log.jsonl
     skips/<name>.json, .jsonl        units that stay; the evidence of every decision
     evals/<name>.json, .jsonl        score; what the student wrote
-    diagnostics/<name>.json          gradients by chunk and kind, sharpness
+    methods/<row>.json               which student the row of the table is
+    latency/<name>.json              wall time of one answer alone
+    diagnostics/<name>.json          gradients by chunk and role, sharpness
+    views.json                       examples as the report shows them
     report.json, report.md, report.html
     """
 
@@ -30,19 +46,67 @@ class Workspace:
     out: Path
 
     def data(self, part: str) -> Path:
+        """Returns the file of a part of the data: train, validation or test."""
         return self.out / "data" / f"{part}.jsonl"
 
+    @property
+    def data_record(self) -> Path:
+        """What was read and left out."""
+        return self.out / "data" / "data.json"
+
     def chunks(self, method: str) -> Path:
+        """Returns the boundaries of a chunking."""
         return self.out / "chunks" / f"{method}.jsonl"
 
+    @property
+    def chunks_record(self) -> Path:
+        """The costs of the chunkings."""
+        return self.out / "chunks" / "chunks.json"
+
     def student(self, name: str) -> Path:
+        """Returns the folder of a trained student."""
         return self.out / "students" / name
 
+    def log(self, name: str) -> Path:
+        """Returns the training log of a student, a line a step."""
+        return self.student(name) / "train_log.jsonl"
+
     def skips(self, name: str) -> Path:
+        """Returns the file of the units that stay for a student."""
         return self.out / "skips" / f"{name}.json"
 
-    def evaluation(self, name: str) -> Path:
-        return self.out / "evals" / f"{name}.json"
+    def decisions(self, name: str) -> Path:
+        """Returns the file of the evidence behind `skips`."""
+        return self.skips(name).with_suffix(".jsonl")
+
+    def evaluation(self, name: str, part: str = "test") -> Path:
+        """Returns the score of a student on a part of the data."""
+        return self.out / "evals" / f"{name if part == 'test' else f'{name}-{part}'}.json"
+
+    def generations(self, name: str, part: str = "test") -> Path:
+        """Returns what a student wrote for the questions of a part of the data."""
+        return self.evaluation(name, part).with_suffix(".jsonl")
+
+    def method(self, name: str) -> Path:
+        """Returns the file that says which student a row of the table is."""
+        return self.out / "methods" / f"{name}.json"
+
+    def latency(self, name: str) -> Path:
+        """Returns the latency of a student."""
+        return self.out / "latency" / f"{name}.json"
+
+    def diagnostics(self, name: str) -> Path:
+        """Returns the diagnostics of a student."""
+        return self.out / "diagnostics" / f"{name}.json"
+
+    @property
+    def views(self) -> Path:
+        """Examples as the report shows them."""
+        return self.out / "views.json"
+
+    def report(self, suffix: str) -> Path:
+        """Returns the report as .json, .md or .html."""
+        return self.out / f"report{suffix}"
 
     def examples(self, part: str) -> list[Example]:
         """Returns the examples of a part: train, validation or test."""
@@ -51,25 +115,46 @@ class Workspace:
             raise UserError(f"{self.out} holds no data yet; run `cwt data --out {self.out}` first.")
         return load_examples(path)
 
-    def boundaries(self, chunking: str = "") -> list[list[int]]:
-        """Returns the boundaries of every training example, by default as configured."""
-        path = self.chunks(chunking or self.config.chunking)
+    def training_examples(self, chunking: str | None = None) -> list[Example]:
+        """Returns the training examples in chunks, as configured or as asked for."""
+        path = self.chunks(chunking or self.config.chunk.method)
+        examples = self.examples("train")
         if not path.exists():
             raise UserError(
                 f"{self.out} holds no chunks yet; run `cwt chunk --out {self.out}` first."
             )
-        return [row["boundaries"] for row in read_lines(path)]
+        rows = zip(examples, read_lines(path), strict=True)
+        return [example.chunked(row["boundaries"]) for example, row in rows]
+
+    def with_skips(self, examples: Sequence[Example], name: str) -> list[Example]:
+        """Returns the training examples with the units that stay for a student."""
+        kept = read_json(self.skips(name))["kept_units"]
+        return [e.keeping(frozenset(units)) for e, units in zip(examples, kept, strict=True)]
 
     def trained(self, name: str) -> bool:
+        """Returns whether a student is there, whole."""
         return (self.student(name) / "train.json").exists()
 
-    def rounds(self, row: str = "STT") -> list[str]:
-        """Returns the names of the rounds of a row of the table, in order."""
-        return [f"{row}-round-{r}" for r in range(1, self.config.rounds + 1)]
+    def student_of(self, method: str) -> str:
+        """Returns the student that a row of the table is."""
+        return str(read_json(self.method(method))["student"])
 
-    def keeps(self, name: str) -> list[frozenset[int]]:
-        """Returns the units that stay, for every training example."""
-        return [frozenset(units) for units in read_json(self.skips(name))["keeps"]]
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, and keeps the configuration in it up to date.
+
+        Raises:
+            UserError: another process works on the folder.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.out / ".lock", timeout=0):
+                saved = saved_config(self.out)
+                if saved is not None and saved != self.config:
+                    save_config(self.out / "config.yaml", self.config)
+                yield
+        except Timeout:
+            raise UserError(f"--out {self.out}: another process is working on this run.") from None
 
 
 def saved_config(out: Path) -> RunConfig | None:
@@ -84,7 +169,7 @@ def saved_config(out: Path) -> RunConfig | None:
         raise UserError(f"--out {out}: is a file; wanted a folder.")
     if (out / "config.yaml").exists():
         return load_config(out / "config.yaml")
-    if any(out.iterdir()):
+    if any(path.name != ".lock" for path in out.iterdir()):
         raise UserError(f"--out {out}: holds files but no run of cwt (no config.yaml).")
     return None
 
@@ -92,16 +177,37 @@ def saved_config(out: Path) -> RunConfig | None:
 def open_workspace(config: RunConfig, out: Path) -> Workspace:
     """Returns the run of this configuration in a folder, begun or to be continued; writes nothing.
 
+    The options of a stage may change until that stage has written something.
+
     Raises:
         UserError: the folder holds a run with another configuration.
     """
     saved = saved_config(out)
     if saved is not None:
-        for field in dataclasses.fields(RunConfig):
-            there, here = getattr(saved, field.name), getattr(config, field.name)
-            if field.name not in MAY_CHANGE and there != here:
+        there, here = _flat(saved), _flat(config)
+        for name, value in here.items():
+            if value != there[name] and _is_fixed(name, out):
                 raise UserError(
-                    f"--out {out}: is the folder of another run: {field.name} is {there!r} there "
-                    f"and {here!r} here. Choose another --out, or give the same options."
+                    f"--out {out}: is the folder of another run: {name} is {there[name]!r} there "
+                    f"and {value!r} here. Choose another --out, or give the same options."
                 )
     return Workspace(config, out)
+
+
+def _is_fixed(name: str, out: Path) -> bool:
+    if name in _MAY_CHANGE:
+        return False
+    written = _FIXED_BY.get(name.split(".")[0], "data/data.json")
+    return any(out.glob(written))
+
+
+def _flat(config: Any, at: str = "") -> dict[str, Any]:
+    """Returns the options of a configuration by their dotted names."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result |= _flat(value, f"{at}{field.name}.")
+        else:
+            result[f"{at}{field.name}"] = value
+    return result

@@ -4,49 +4,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import read_lines, write_text
-from .inspect import ExampleView, view_examples
-from .report import COLUMNS, DIAGNOSTICS, cells, data_lines, diagnostics_cells, notes
-from .workspace import Workspace
+from cwt.files import write_text
+from cwt.report.examples import ExampleView, from_rows
+from cwt.report.table import (
+    COMPARED,
+    DIAGNOSTICS,
+    REST,
+    cells,
+    data_lines,
+    diagnostics_cells,
+    headline,
+    notes,
+    title,
+)
 
-TEMPLATE = Path(__file__).parent / "assets" / "report.html.j2"
-EXAMPLES = 60  # shown at the most
+TEMPLATE = Path(__file__).parent / "report.html.j2"
 POINTS = 60  # of a curve
 
 
-def write_page(ws: Workspace, report: dict[str, Any]) -> Path:
-    """Writes report.html of a run with its report, and returns where.
+def write_page(
+    path: Path,
+    report: dict[str, Any],
+    views: dict[str, Any],
+    followed: str,
+    log: Sequence[dict[str, Any]],
+) -> None:
+    """Writes report.html.
 
-    Curves are those of the CWT student (the first trained one where there is none), each point the
-    mean of a stretch of steps.
+    Args:
+        path: of the page.
+        report: what report.json holds.
+        views: what views.json holds.
+        followed: the student whose training the curves show.
+        log: its training log; each point of a curve is the mean of a stretch of steps.
     """
     from jinja2 import Environment, FileSystemLoader
     from plotly.offline import get_plotlyjs
 
-    rows = report["methods"]
-    followed = ws.config.parent if ws.trained(ws.config.parent) else Path(rows[0]["student"]).name
-    log = read_lines(ws.student(followed) / "train_log.jsonl")
-    views, student = view_examples(ws, range(min(EXAMPLES, len(ws.examples("train")))))
+    rows, examples = report["methods"], from_rows(views["examples"])
     figures = [_accuracy_figure(rows), *_curves(log)]
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
     text = environment.get_template(TEMPLATE.name).render(
-        title=f"{report['config']['data'] or report['config']['task']}, student "
-        f"{report['config']['student']}, seed {report['config']['seed']}",
+        title=title(report),
+        headline=headline(report),
         facts=[*data_lines(report), *notes(report)],
-        columns=[title for _, title in COLUMNS],
+        columns=[column.title for column in COMPARED],
         rows=[cells(row) for row in rows],
+        more_columns=[column.title for column in REST],
+        more_rows=[cells(row, REST) for row in rows],
         plotlyjs=get_plotlyjs(),
         figures=[_div(figure, f"figure-{i}") for i, figure in enumerate(figures)],
         diagnostics=[diagnostics_cells([run]) for run in report["diagnostics"]],
         diagnostics_columns=DIAGNOSTICS,
         followed=followed,
-        student=student,
-        examples=[(view, _heats(view)) for view in views],
-        kinds=sorted({u.kind for v in views for u in v.units if u.kind}),
+        student=views["losses_of"],
+        examples=[(view, _heats(view)) for view in examples],
+        roles=sorted({u.role for v in examples for u in v.units if u.role}),
     )
-    path = ws.out / "report.html"
     write_text(path, text)
-    return path
 
 
 def _heats(view: ExampleView) -> list[float]:

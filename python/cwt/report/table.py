@@ -1,202 +1,174 @@
-"""The table of a run: report.json for machines, report.md and the terminal for people."""
+"""The table of a run: for a terminal, and as a Markdown page."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError
-from .files import read_json, write_json, write_text
-from .methods import CWT_VARIANTS, METHODS
-from .workspace import Workspace
-
-COLUMNS = (
-    ("method", "method"),
-    ("accuracy", "accuracy %"),
-    ("interval", "95 % interval"),
-    ("generated_tokens", "tokens written"),
-    ("seconds_per_answer", "ms an answer"),
-    ("well_formed", "well-formed %"),
-    ("truncated", "truncated %"),
-    ("skipped_share", "skipped %"),
-    ("optimizer_steps", "steps"),
-    ("loss_tokens", "loss tokens"),
-    ("processed_tokens", "processed tokens"),
-    ("train_seconds", "train s"),
-)
+Cells = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method. Costs are those of the whole way from the given student, the parent included.
+class Column:
+    """One column of the table.
 
     Attributes:
-        accuracy: share of test questions answered right, in [0, 1].
-        accuracy_interval: 95 %, Wilson, over the test questions.
-        generated_tokens: mean per question, with the end-of-sequence token.
-        seconds_per_answer: wall time of batched generation over the questions.
-        skipped_share: share of middle units left out in training; None where nothing was judged.
-        removal_rates: the same by kind of unit, for generated examples.
+        title: its head.
+        cell: the text of a row in it.
+        compared: whether it is among those that people compare first.
     """
 
-    name: str
-    seed: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    generated_tokens: float
-    tokens_per_second: float
-    seconds_per_answer: float
-    well_formed: float
-    truncated: float
-    skipped_share: float | None
-    removal_rates: dict[str, float] | None
-    optimizer_steps: int
-    loss_tokens: int
-    processed_tokens: int
-    train_seconds: float
-    skip_seconds: float
-    student: str
+    title: str
+    cell: Cells
+    compared: bool = True
 
 
-def make_report(ws: Workspace) -> dict[str, Any]:
-    """Writes report.json and report.md from what the run holds, and returns the former."""
-    rows = [_row(ws, name) for name in METHODS if (ws.out / "methods" / f"{name}.json").exists()]
-    if not rows:
-        raise UserError(f"{ws.out} holds no evaluated method yet; run `cwt run` first.")
-    rows.sort(key=lambda row: ORDER.index(row.name))
-    chunks = ws.out / "chunks" / "chunks.json"
-    report = {
-        "config": asdict(ws.config),
-        "data": read_json(ws.out / "data" / "data.json"),
-        "chunking": read_json(chunks) if chunks.exists() else {},
-        "methods": [asdict(row) for row in rows],
-        "diagnostics": read_diagnostics(ws),
-    }
-    write_json(ws.out / "report.json", report)
-    write_text(ws.out / "report.md", as_markdown(report))
-    return report
+def _number(key: str, form: str = "{:.0f}", scale: float = 1.0) -> Cells:
+    def cell(row: dict[str, Any]) -> str:
+        value = row[key]
+        return "-" if value is None else form.format(scale * value)
+
+    return cell
 
 
-ORDER = (
-    "answer-only", "FTT", "FTT-small-batch", "FTT-sentence-dropout", "CWT", *CWT_VARIANTS,
-    "CWT-sentence-dropout", "continued", "STT", "STT-as-judged", "literal-skips", "random-skips",
-    "oracle-skips",
-)  # fmt: skip
-
-
-def _row(ws: Workspace, name: str) -> Row:
-    student = read_json(ws.out / "methods" / f"{name}.json")["student"]
-    score = read_json(ws.evaluation(student))
-    spent = [read_json(ws.student(s) / "train.json") for s in _way(ws, name, student)]
-    skips = [read_json(ws.skips(s)) for s in _way(ws, name, student) if ws.skips(s).exists()]
-    judged = skips[-1] if skips and skips[-1]["judge"] != "none" else None
-    return Row(
-        name=name,
-        seed=ws.config.seed,
-        accuracy=score["accuracy"],
-        accuracy_interval=tuple(score["accuracy_interval"]),
-        generated_tokens=score["generated_tokens"],
-        tokens_per_second=score["tokens_per_second"],
-        seconds_per_answer=score["seconds_per_answer"],
-        well_formed=score["well_formed"],
-        truncated=score["truncated"],
-        skipped_share=judged["skipped_share"] if judged else None,
-        removal_rates=(judged["removal_rates"] or None) if judged else None,
-        optimizer_steps=sum(s["optimizer_steps"] for s in spent),
-        loss_tokens=sum(s["loss_tokens"] for s in spent),
-        processed_tokens=sum(s["processed_tokens"] for s in spent),
-        train_seconds=round(sum(s["train_seconds"] for s in spent), 1),
-        skip_seconds=round(sum(s["seconds"] for s in skips), 1),
-        student=str(ws.student(student).relative_to(ws.out)),
-    )
-
-
-def _way(ws: Workspace, name: str, student: str) -> list[str]:
-    """Returns the students trained one after the other on the way to this one."""
-    if METHODS[name][0] is None:
-        return [student]
-    if not name.startswith("STT"):
-        return [ws.config.parent, student]
-    rounds = ws.rounds(name)
-    return [ws.config.parent, *rounds[: rounds.index(student) + 1]]
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """Returns one line of the table as text, in the order of COLUMNS."""
+def _interval(row: dict[str, Any]) -> str:
     low, high = row["accuracy_interval"]
-    skipped = row["skipped_share"]
-    return [
-        row["name"],
-        f"{100 * row['accuracy']:.1f}",
-        f"{100 * low:.1f}-{100 * high:.1f}",
-        f"{row['generated_tokens']:.1f}",
-        f"{1000 * row['seconds_per_answer']:.1f}",
-        f"{100 * row['well_formed']:.1f}",
-        f"{100 * row['truncated']:.1f}",
-        "-" if skipped is None else f"{100 * skipped:.1f}",
-        str(row["optimizer_steps"]),
-        str(row["loss_tokens"]),
-        str(row["processed_tokens"]),
-        f"{row['train_seconds']:.0f}",
-    ]
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+COLUMNS = (
+    Column("method", lambda row: str(row["name"])),
+    Column("accuracy %", _number("accuracy", "{:.1f}", 100)),
+    Column("95 % interval", _interval),
+    Column("tokens written", _number("generated_tokens", "{:.1f}")),
+    Column("ms one answer alone", _number("latency_seconds", "{:.0f}", 1000)),
+    Column("skipped %", _number("skipped_share", "{:.1f}", 100)),
+    Column("loss tokens", _number("total_loss_tokens")),
+    Column("processed tokens", _number("total_processed_tokens")),
+    Column("train s", _number("total_train_seconds")),
+    Column("steps of the chosen student", _number("optimizer_steps"), False),
+    Column("its loss tokens", _number("loss_tokens"), False),
+    Column("its processed tokens", _number("processed_tokens"), False),
+    Column("ms an answer in batches", _number("seconds_per_answer", "{:.1f}", 1000), False),
+    Column("well-formed %", _number("well_formed", "{:.1f}", 100), False),
+    Column("truncated %", _number("truncated", "{:.1f}", 100), False),
+)
+COMPARED = tuple(column for column in COLUMNS if column.compared)
+REST = (COLUMNS[0], *(column for column in COLUMNS if not column.compared))
+
+
+def cells(row: dict[str, Any], columns: Sequence[Column] = COMPARED) -> list[str]:
+    """Returns one line of the table as text."""
+    return [column.cell(row) for column in columns]
+
+
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table."""
+    from rich import box
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(file=file, width=10_000, color_system=None, legacy_windows=False)
+    console.print(_rich_table(titles, lines, box=box.MARKDOWN))
+    return [line.strip() for line in file.getvalue().splitlines() if line.strip()]
+
+
+def print_table(report: dict[str, Any], title: str) -> None:
+    """Prints the columns that people compare, and what a reader of them must know."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    for line in data_lines(report):
+        console.print(line, highlight=False)
+    lines = [cells(row) for row in report["methods"]]
+    titles = [column.title for column in COMPARED]
+    console.print(_rich_table(titles, lines, title=title, title_justify="left"))
+    for line in notes(report):
+        console.print(line, highlight=False)
+
+
+def _rich_table(titles: Sequence[str], lines: Sequence[Sequence[str]], **options: Any) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(**options)
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def headline(report: dict[str, Any]) -> str:
+    """Returns who wins, by how much, in how many tokens, in one sentence.
+
+    Compares skip-thinking training with the row that it goes on from; without either of them it
+    names the most accurate row.
+    """
+    rows = {row["name"]: row for row in report["methods"]}
+    parent_name = report["config"]["train"]["parent"]
+    stt, parent = rows.get("STT"), rows.get(parent_name)
+    if stt is None or parent is None:
+        best = max(report["methods"], key=lambda r: (r["accuracy"], -r["generated_tokens"]))
+        return (
+            f"{best['name']} answers best: {100 * best['accuracy']:.1f} % of the test questions, "
+            f"in {best['generated_tokens']:.0f} tokens an answer."
+        )
+    points = 100 * (stt["accuracy"] - parent["accuracy"])
+    share = 1 - stt["generated_tokens"] / max(parent["generated_tokens"], 1e-9)
+    fewer = f"{abs(100 * share):.0f} % {'fewer' if share >= 0 else 'more'} tokens"
+    return (
+        f"Skip-thinking training (STT) answers {100 * stt['accuracy']:.1f} % of the test questions "
+        f"right in {stt['generated_tokens']:.0f} tokens an answer: {points:+.1f} points and "
+        f"{fewer} than {parent_name}, which it goes on from."
+    )
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     """Returns the report as a Markdown page."""
-    titles = [title for _, title in COLUMNS]
-    lines = [
-        f"# {report['config']['data'] or report['config']['task']}, student "
-        f"{report['config']['student']}, seed {report['config']['seed']}",
-        "",
-        *data_lines(report),
-        "",
-        "| " + " | ".join(titles) + " |",
-        "|" + "---|" * len(titles),
-        *("| " + " | ".join(cells(row)) + " |" for row in report["methods"]),
-        "",
-        *notes(report),
-    ]
+    lines = [f"# {title(report)}", "", headline(report), "", *data_lines(report), ""]
+    for columns in (COMPARED, REST):
+        titles = [column.title for column in columns]
+        lines += markdown_table(titles, [cells(row, columns) for row in report["methods"]])
+        lines.append("")
+    lines += notes(report)
     if report["diagnostics"]:
         lines += ["", *diagnostics_table(report["diagnostics"])]
     return "\n".join(lines) + "\n"
 
 
-def read_diagnostics(ws: Workspace) -> list[dict[str, Any]]:
-    """Returns what `cwt diagnose` found of each student, but for the single units."""
-    return [
-        {"name": path.stem} | {k: v for k, v in read_json(path).items() if k != "units"}
-        for path in sorted((ws.out / "diagnostics").glob("*.json"))
-    ]
+def title(report: dict[str, Any]) -> str:
+    """Returns what a run was about, in a line."""
+    config = report["config"]
+    source = config["data"]["file"] or config["data"]["task"]
+    return f"{source}, student {config['student']}, seed {config['seed']}"
 
 
 DIAGNOSTICS = (
-    "student", "gradient share over token share, core / other",
-    "over-smoothing core / other (control)", "top eigenvalue train / test",
+    "student",
+    "gradient share over token share, core / other",
+    "over-smoothing core / other (control)",
+    "top eigenvalue train / test",
     "rise under noise train / test",
-)  # fmt: skip
+)
 
 
 def diagnostics_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns one line of DIAGNOSTICS: a student, its runs averaged; no kinds, no core / other."""
-
-    def kinds(key: str, core: bool) -> float:
-        found = [
-            (v[key], v["units"])
-            for run in runs
-            for kind, v in run["by_kind"].items()
-            if (kind == "core") == core
-        ]
-        return float(sum(v * n for v, n in found) / sum(n for _, n in found))
+    """Returns one line of DIAGNOSTICS: a student, its runs averaged; no roles, no core / other."""
+    share = smoothing = "-"
+    if all(run.get("by_role") for run in runs):
+        core, other = (_by_role(runs, core) for core in (True, False))
+        share = f"{core['per_token']:.2f} / {other['per_token']:.2f}"
+        smoothing = (
+            f"{core['smoothing']:.2f} ({core['smoothing_control']:.2f}) / "
+            f"{other['smoothing']:.2f} ({other['smoothing_control']:.2f})"
+        )
 
     def mean(part: str, key: str) -> float:
         return float(sum(run[part][key] for run in runs) / len(runs))
 
-    share = smoothing = "-"
-    if all(run.get("by_kind") for run in runs):
-        share = f"{kinds('per_token', True):.2f} / {kinds('per_token', False):.2f}"
-        smoothing = (
-            f"{kinds('smoothing', True):.2f} ({kinds('smoothing_control', True):.2f}) / "
-            f"{kinds('smoothing', False):.2f} ({kinds('smoothing_control', False):.2f})"
-        )
     top, noise = "top_eigenvalue", "rise_under_noise"
     return [
         runs[0]["name"],
@@ -207,15 +179,25 @@ def diagnostics_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _by_role(runs: Sequence[dict[str, Any]], core: bool) -> dict[str, float]:
+    """Returns the figures of the core units of some runs, or of all others, a mean over units."""
+    found = [
+        row for run in runs for role, row in run["by_role"].items() if (role == "core") == core
+    ]
+    units = sum(row["units"] for row in found)
+    return {
+        key: sum(row[key] * row["units"] for row in found) / units
+        for key in ("per_token", "smoothing", "smoothing_control")
+    }
+
+
 def diagnostics_table(found: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the diagnostics of some runs as lines of Markdown, one a student; none without."""
     if not found:
         return []
-    lines = ["| " + " | ".join(DIAGNOSTICS) + " |", "|" + "---|" * len(DIAGNOSTICS)]
-    for name in dict.fromkeys(run["name"] for run in found):
-        line = diagnostics_cells([run for run in found if run["name"] == name])
-        lines.append("| " + " | ".join(line) + " |")
-    return lines
+    names = dict.fromkeys(run["name"] for run in found)
+    lines = [diagnostics_cells([run for run in found if run["name"] == name]) for name in names]
+    return markdown_table(DIAGNOSTICS, lines)
 
 
 def data_lines(report: dict[str, Any]) -> list[str]:
@@ -229,16 +211,18 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     chunking = report["chunking"]
     if chunking:
         costs = ", ".join(f"{name} {found['cost']:.3f}" for name, found in chunking.items())
-        lines.append(f"Chunk costs ({report['config']['objective']}), mean of the sums: {costs}.")
+        objective = report["config"]["chunk"]["objective"]
+        lines.append(f"Chunk costs ({objective}), mean of the sums: {costs}.")
     return lines
 
 
 def notes(report: dict[str, Any]) -> list[str]:
     """Returns what a reader of the table must know."""
     lines = [
-        "Budgets count from the given student; STT, continued and the skip controls include "
-        f"their parent, {report['config']['parent']}. Intervals are over the test questions of "
-        "this one seed."
+        "Costs count all that was trained for a row, from the given student on: STT, continued and "
+        f"the skip controls include their parent, {report['config']['train']['parent']}, and STT "
+        "the rounds that lost on validation. Intervals are over the test questions of this one "
+        "seed."
     ]
     for row in report["methods"]:
         if row["removal_rates"]:

@@ -1,0 +1,8 @@
+"""Students: everything that touches a model goes through the `Student` protocol.
+
+student    the protocol, and passes over many sequences in batches
+tokenized  an example in tokens; the rows and batches that are made of it
+causal     the student that is a causal language model
+load       opens `tiny`, a Hugging Face or GGUF folder, or a hub name as a student
+tiny/      the embedded student
+"""

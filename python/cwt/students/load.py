@@ -10,13 +10,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from .errors import UserError
+from cwt.errors import UserError
+from cwt.students.causal import CausalStudent
+from cwt.students.tokenized import PromptTokenizer
 
-TINY = Path(__file__).parent / "assets" / "tiny"
+TINY = Path(__file__).parent / "tiny"
 
 
 def quiet_libraries() -> None:
@@ -63,36 +64,42 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"student {name!r} cannot be loaded: {reason}") from error
 
 
-def load_student(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns (model in float32, tokenizer).
+def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
+    """Returns a student in float32, on the CPU.
 
     Args:
         name: `tiny`, a folder made by save_pretrained, a folder that holds one .gguf file, or the
             name of a model on the hub.
+        prompt: template of the prompt, with {question} in it.
 
     Raises:
-        UserError: it cannot be loaded, or its tokenizer has more tokens than its embedding rows.
+        UserError: it cannot be loaded, its tokenizer has more tokens than its embedding rows or no
+            end-of-sequence token, or the prompt has no {question}.
+
+    Example:
+        >>> student = load_student("tiny")
+        >>> student.text(student.prompt("Is the coin heads up?"))
+        'Is the coin heads up?\\n'
     """
     source, extra = check_student(name)
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
-    if extra:  # a model from GGUF refuses save_pretrained until it forgets where it came from
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        fresh = AutoModelForCausalLM.from_config(model.config)
-        fresh.load_state_dict(model.state_dict())
-        model = fresh.float()
+    if extra:
+        model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise UserError(
             f"student {name!r}: its tokenizer has {len(tokenizer)} tokens, its embedding "
             f"{vocabulary} rows; they do not belong together."
         )
-    return model, tokenizer
+    return CausalStudent(model, PromptTokenizer(tokenizer, prompt))
 
 
-def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a standard Hugging Face folder."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _without_origin(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a model from GGUF as one that save_pretrained accepts: it forgets its origin."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(model.config)
+    fresh.load_state_dict(model.state_dict())
+    return fresh.float()

@@ -1,21 +1,25 @@
-"""Groups the units of a rationale into chunks: AC, DP, SBC and its exact form."""
+"""Groups the units of a rationale into chunks.
+
+Average chunking (AC) divides evenly, dynamic programming (DP) finds the most coherent chunks,
+search-based chunking (SBC) moves one boundary at a time, and `sbc-exact`
+finds the optimum of its objective.
+"""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 import cwt_ext
+from cwt.data.example import Example
+from cwt.errors import UserError
+from cwt.students.student import Student, iterate_batches, iterate_logits
+from cwt.students.tokenized import TokenizedExample, build_sequence
+from cwt.training.recipe import ChunkMethod, ChunkOptions, Objective
 from cwt_ext.segment import Kind
-
-from .encode import Encoded, Encoder, forward, sample
-from .errors import UserError
-from .recipe import ChunkMethod, Objective
 
 
 def average_chunks(n: int, chunks: int) -> list[int]:
@@ -73,41 +77,63 @@ def chunk_costs(nll: np.ndarray, tokens: np.ndarray, objective: Objective) -> np
     return np.where(j > i, sums / per, 0.0)
 
 
+def chunk(
+    student: Student,
+    examples: Sequence[Example],
+    options: ChunkOptions = ChunkOptions(),  # noqa: B008 - frozen
+) -> list[Example]:
+    """Returns the examples, each divided into chunks; the answer is always the last one.
+
+    Args:
+        student: whose states (dp) or negative log-likelihood (sbc) decide.
+        examples: with their units.
+        options: which method, and how many chunks.
+
+    Example:
+        >>> import cwt
+        >>> (example,), = cwt.generate_examples("letters", [1], seed=0)
+        >>> chunked, = chunk(cwt.load_student("tiny"), [example], cwt.ChunkOptions(count=2))
+        >>> chunked.chunks
+        3
+    """
+    cuts = Segmenter(student, examples, options).boundaries(options.method)
+    return [example.chunked(b) for example, b in zip(examples, cuts, strict=True)]
+
+
 def unit_nll(
-    model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], batch_size: int
+    student: Student, examples: Sequence[TokenizedExample], batch_size: int
 ) -> list[np.ndarray]:
-    """Returns for each item the summed NLL of every unit given the question and all before."""
-    width = max(len(item.units) for item in items)
-    by_unit = [replace(item, boundaries=tuple(range(len(item.units) + 1))) for item in items]
+    """Returns for each example the summed NLL of every unit given the question and all before."""
+    width = max(len(x.units) for x in examples)
     results: dict[int, np.ndarray] = {}
-    rows = [sample(item) for item in by_unit]
-    for part, batch, output in forward(model, encoder, rows, batch_size):
+    rows = [build_sequence(x.unit_is_chunk()) for x in examples]
+    for part, batch, logits in iterate_logits(student, rows, batch_size):
         # A unit is a chunk here: the loss's own sums per chunk are the units' sums.
         row = torch.arange(len(part), device=batch.chunk_ids.device)[:, None]
-        ids = (batch.chunk_ids + row * width)[batch.rows]
+        ids = (batch.chunk_ids + row * width)[batch.bears_loss]
         result = cwt_ext.chunk_loss(
-            output.logits[0], batch.labels[batch.rows], ids,
-            reduction="sum", num_chunks=len(part) * width,
-        )  # fmt: skip
+            logits, batch.targets[0], ids, reduction="sum", num_chunks=len(part) * width
+        )
         sums = result.stats.nll_sum.double().cpu().numpy().reshape(len(part), width)
-        results.update((i, s[: len(items[i].units)]) for i, s in zip(part, sums, strict=True))
-    return [results[i] for i in range(len(items))]
+        results.update((i, s[: len(examples[i].units)]) for i, s in zip(part, sums, strict=True))
+    return [results[i] for i in range(len(examples))]
 
 
+@torch.no_grad()
 def unit_embeddings(
-    model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], batch_size: int
+    student: Student, examples: Sequence[TokenizedExample], batch_size: int
 ) -> list[np.ndarray]:
-    """Returns for each item (n, d): the mean of the student's last hidden states of every unit."""
+    """Returns for each example (n, d): the mean of the last hidden states of every unit."""
     results: dict[int, np.ndarray] = {}
-    rows = [sample(item) for item in items]
-    for part, _, output in forward(model, encoder, rows, batch_size, output_hidden_states=True):
-        hidden = output.hidden_states[-1].float().cpu()
+    rows = [build_sequence(x) for x in examples]
+    for part, batch in iterate_batches(student, rows, batch_size):
+        hidden = student.hidden_states(batch).float().cpu()
         for b, i in enumerate(part):
-            ends = np.cumsum([len(items[i].prompt), *map(len, items[i].units)])
+            ends = np.cumsum([len(examples[i].prompt), *map(len, examples[i].units)])
             ends[-1] -= 1  # nothing follows the end-of-sequence token: it is no input
             spans = itertools.pairwise(ends)
             results[i] = np.stack([hidden[b, x:y].mean(0).numpy() for x, y in spans])
-    return [results[i] for i in range(len(items))]
+    return [results[i] for i in range(len(examples))]
 
 
 def text_embeddings(name: str, texts: Sequence[Sequence[str]], batch_size: int) -> list[np.ndarray]:
@@ -148,49 +174,50 @@ def text_embeddings(name: str, texts: Sequence[Sequence[str]], batch_size: int) 
 class Segmenter:
     """Divides examples into chunks; what several methods need is computed once.
 
-    The answer is always the last chunk; the units before it are divided into `chunks`.
+    The answer is always the last chunk; the units before it are divided into `options.count`.
 
     Args:
-        model: the student, whose embeddings (dp) or NLL (sbc) decide.
-        encoder: of the student.
-        items: examples in tokens; their own boundaries are not used.
-        chunks: number of chunks before the answer.
-        objective: of sbc.
-        embeddings: of dp: `student`, or what `text_embeddings` takes.
+        student: whose embeddings (dp) or NLL (sbc) decide.
+        examples: their own boundaries and kept units are not used.
+        options: number of chunks, objective, embeddings.
         batch_size: of the student's passes.
     """
 
     def __init__(
-        self, model: PreTrainedModel, encoder: Encoder, items: Sequence[Encoded], chunks: int,
-        objective: Objective = "mean", embeddings: str = "student", batch_size: int = 32,
-    ) -> None:  # fmt: skip
-        self.model, self.encoder, self.items, self.chunks = model, encoder, items, chunks
-        self.objective, self.embeddings, self.batch_size = objective, embeddings, batch_size
-        self.lengths = [len(item.units) - 1 for item in items]  # without the answer
-        self.start = [average_chunks(n, chunks) for n in self.lengths]
+        self,
+        student: Student,
+        examples: Sequence[Example],
+        options: ChunkOptions,
+        batch_size: int = 32,
+    ) -> None:
+        self.student, self.examples, self.options = student, examples, options
+        self.batch_size = batch_size
+        self.lengths = [len(e.units) - 1 for e in examples]  # without the answer
+        self.start = [average_chunks(n, options.count) for n in self.lengths]
+
+    @cached_property
+    def tokenized(self) -> list[TokenizedExample]:
+        """The examples in tokens, whole."""
+        return [self.student.tokenize(e.keeping(None)) for e in self.examples]
 
     @cached_property
     def costs(self) -> list[np.ndarray]:
-        nlls = unit_nll(self.model, self.encoder, self.items, self.batch_size)
+        """The costs of all chunks of every example under the objective."""
+        nlls = unit_nll(self.student, self.tokenized, self.batch_size)
         return [
-            chunk_costs(nll[:n], np.array([len(u) for u in item.units[:n]]), self.objective)
-            for nll, item, n in zip(nlls, self.items, self.lengths, strict=True)
+            chunk_costs(nll[:n], np.array([len(u) for u in x.units[:n]]), self.options.objective)
+            for nll, x, n in zip(nlls, self.tokenized, self.lengths, strict=True)
         ]
 
     def vectors(self) -> list[np.ndarray]:
-        if self.embeddings == "student":
-            return unit_embeddings(self.model, self.encoder, self.items, self.batch_size)
-        texts = [[self.encoder.text(unit) for unit in item.units] for item in self.items]
-        return text_embeddings(self.embeddings, texts, self.batch_size)
+        """Returns the embeddings of the units of every example."""
+        if self.options.embeddings == "student":
+            return unit_embeddings(self.student, self.tokenized, self.batch_size)
+        texts = [[self.student.text(unit) for unit in x.units] for x in self.tokenized]
+        return text_embeddings(self.options.embeddings, texts, self.batch_size)
 
     def boundaries(self, method: ChunkMethod) -> list[list[int]]:
-        """Returns the boundaries of each item.
-
-        Args:
-            method: `ac` divides evenly; `dp` is the exact optimum of coherence over embeddings;
-                `sbc` moves boundaries greedily from ac; `sbc-exact` is the optimum of its
-                objective.
-        """
+        """Returns the boundaries of each example, the answer's included."""
         cuts = self.start
         if method == "dp":
             inputs = [v[:n] for v, n in zip(self.vectors(), self.lengths, strict=True)]
@@ -199,17 +226,17 @@ class Segmenter:
             cuts = [search_chunks(c, s) for c, s in zip(self.costs, self.start, strict=True)]
         elif method == "sbc-exact":
             cuts = self._optima(self.costs, "cost")
-        return [[*map(int, c), len(item.units)] for c, item in zip(cuts, self.items, strict=True)]
+        return [[*map(int, c), len(e.units)] for c, e in zip(cuts, self.examples, strict=True)]
 
     def _optima(self, inputs: Sequence[np.ndarray], kind: Kind) -> list[list[int]]:
         some = [i for i, n in enumerate(self.lengths) if n]
-        ks = [min(self.lengths[i], self.chunks) for i in some]
+        ks = [min(self.lengths[i], self.options.count) for i in some]
         found = cwt_ext.segment_batch([inputs[i] for i in some], k=ks, kind=kind)
         cuts = dict(zip(some, (s.boundaries.tolist() for s in found), strict=True))
-        return [cuts.get(i, [0]) for i in range(len(self.items))]
+        return [cuts.get(i, [0]) for i in range(len(self.examples))]
 
     def total_cost(self, cuts: Sequence[Sequence[int]]) -> float:
-        """Returns the mean over the items of what their chunks before the answer cost."""
+        """Returns the mean over the examples of what their chunks before the answer cost."""
         totals = [
             sum(costs[a, b] for a, b in itertools.pairwise(c[:-1]))
             for costs, c in zip(self.costs, cuts, strict=True)

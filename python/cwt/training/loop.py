@@ -1,32 +1,41 @@
 """The training loop of every method: draw, loss of the step, update; stops and resumes exactly."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from accelerate.utils import broadcast_object_list
 
 import cwt_ext
+from cwt.data.example import Example
+from cwt.errors import UserError
+from cwt.files import write_json
+from cwt.progress import Progress, quiet
+from cwt.students.student import Student
+from cwt.students.tokenized import TokenSequence
+from cwt.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from cwt.training.recipe import Recipe
+from cwt.training.sampler import Sampler
+from cwt.training.step_log import StepLog
 
-from .encode import Encoded, Encoder, Sample, collate, head_of_rows
-from .errors import UserError
-from .files import replacing, write_json
-from .recipe import Recipe
-from .sampler import Sampler
-from .students import save_student
-
-Progress = Callable[[float, str], None]
+_MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
 
 
 @dataclass
 class Spent:
-    """What a run has used so far, over all processes."""
+    """What a run has used so far, over all processes.
+
+    Attributes:
+        optimizer_steps: updates of the weights.
+        loss_tokens: tokens that bore loss.
+        processed_tokens: tokens that the model saw, context included.
+        train_seconds: wall time of the steps.
+    """
 
     optimizer_steps: int = 0
     loss_tokens: int = 0
@@ -35,30 +44,40 @@ class Spent:
 
 
 def train(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    items: Sequence[Encoded],
-    keeps: Sequence[frozenset[int] | None],
+    student: Student,
+    examples: Sequence[Example],
     recipe: Recipe,
     out: Path,
-    progress: Progress = lambda share, text: None,
+    progress: Progress = quiet,
     cpu: bool = False,
 ) -> Spent:
-    """Trains the model in place, writes it to `out`, and returns what that took.
+    """Trains a student in place, writes it to `out`, and returns what that took.
 
     `out` becomes a standard Hugging Face folder with train.json (recipe and budget spent, written
-    last: its presence says that the run is complete) and train_log.jsonl. A run that was stopped
-    goes on from out/checkpoint.pt and ends with the same weights, bit for bit on a CPU.
+    last: its presence says that the run is complete) and train_log.jsonl, which grows as the run
+    goes on. A run that was stopped goes on from its last checkpoint in `out` and ends with the same
+    weights, bit for bit on a CPU.
 
     Args:
-        model: the student.
-        encoder: of the student.
-        items: the examples.
-        keeps: for each example the units that stay, None for all.
+        student: what is trained.
+        examples: with their chunks and the units that stay.
         recipe: what to do.
         out: folder of this run.
         progress: is told the share of the budget spent, and the loss.
         cpu: stay on the CPU even where there is a GPU.
+
+    Raises:
+        UserError: fewer samples in a step than processes, no sample within max_length, or a
+            checkpoint of another recipe in `out`.
+
+    Example:
+        >>> import tempfile, cwt
+        >>> student = cwt.load_student("tiny")
+        >>> recipe = Recipe(target="rationale", budget=200, batch_size=2)
+        >>> spent = train(student, cwt.generate_examples("coin", [4], 0)[0], recipe,
+        ...               Path(tempfile.mkdtemp()))
+        >>> spent.loss_tokens >= 200
+        True
     """
     accelerator = Accelerator(cpu=cpu)
     if recipe.batch_size < accelerator.num_processes:
@@ -68,156 +87,162 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay,
-        fused=True,
-    )  # fmt: skip
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    run = _Run(accelerator, prepared, optimizer, Sampler(items, keeps, recipe), encoder.pad)
-    run.chunks = max(item.chunks for item in items)
-    run.resume(out, recipe)
-    prepared.train()
-    mark = saved = time.perf_counter()
-    while (share := run.share(recipe)) < 1:
-        run.set_learning_rate(recipe, share)
-        figures = run.step(recipe)
-        now = time.perf_counter()
-        run.spent.train_seconds += now - mark
-        mark = now
-        run.log(figures)
-        progress(share, f"loss {figures['loss']:.3f}")
-        if now - saved > recipe.checkpoint_seconds:
-            run.save(out, recipe)
-            mark = saved = time.perf_counter()
-    if accelerator.is_main_process:
-        run.write_log(out)
-        unwrapped = accelerator.unwrap_model(prepared)
-        save_student(out, unwrapped, encoder.tokenizer)
-        record = {"recipe": asdict(recipe), **asdict(run.spent), "dropped": run.sampler.dropped}
+    sampler = Sampler([student.tokenize(e) for e in examples], recipe)
+    run = _Run(accelerator, student, sampler, recipe)
+    if run.main:
+        run.log = StepLog(out / "train_log.jsonl")
+    with run.logging():
+        run.go_on(out, progress)
+    if run.main:
+        student.save(out)
+        record = {"recipe": asdict(recipe), **asdict(run.spent), "dropped": sampler.dropped}
         write_json(out / "train.json", record)
-        (out / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(out)
     accelerator.wait_for_everyone()
     return run.spent
 
 
-@dataclass
 class _Run:
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: Any
-    sampler: Sampler
-    pad: int
+    """A training run in progress; what a checkpoint must hold is its state."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, accelerator: Accelerator, student: Student, sampler: Sampler, recipe: Recipe
+    ) -> None:
+        optimizer = torch.optim.AdamW(
+            student.model.parameters(),
+            recipe.learning_rate,
+            (0.9, 0.98),
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.accelerator, self.student, self.recipe = accelerator, student, recipe
+        self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
+        self.sampler = sampler
         self.spent = Spent()
-        self.chunks = 1
-        self.rows: list[dict[str, Any]] = []
+        self.log: StepLog | None = None
+        accelerator.register_for_checkpointing(self, sampler)
 
-    def share(self, recipe: Recipe) -> float:
-        return float(getattr(self.spent, recipe.budget_unit) / recipe.budget)
+    @property
+    def main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
 
-    def set_learning_rate(self, recipe: Recipe, share: float) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.spent)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spent = Spent(**state)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self.log:
+                self.log.close()
+
+    def go_on(self, out: Path, progress: Progress) -> None:
+        """Steps until the budget is spent, from the last checkpoint on."""
+        load_checkpoint(self.accelerator, out, self.recipe)
+        if self.log:
+            self.log.begin(after=self.spent.optimizer_steps)
+        self.model.train()
+        mark = saved = time.perf_counter()
+        while (share := self.share()) < 1:
+            self.set_learning_rate(share)
+            figures = self.step()
+            now = time.perf_counter()
+            self.spent.train_seconds += now - mark
+            mark = now
+            if self.log:
+                self.log.write(self.row(figures))
+            progress(share, f"loss {figures['loss']:.3f}")
+            if self.agreed(now - saved > self.recipe.checkpoint_seconds):
+                if self.log:
+                    self.log.flush()
+                save_checkpoint(self.accelerator, out, self.recipe, self.spent.optimizer_steps)
+                mark = saved = time.perf_counter()
+
+    def agreed(self, wanted: bool) -> bool:
+        """Returns what the first process wants: clocks differ between processes."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        return bool(broadcast_object_list([wanted])[0])
+
+    def share(self) -> float:
+        return float(getattr(self.spent, self.recipe.budget_unit) / self.recipe.budget)
+
+    def set_learning_rate(self, share: float) -> None:
         factor = min(share / 0.05 + 0.02, 1.0) * max(0.05, 1 - share)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * factor
+            group["lr"] = self.recipe.learning_rate * factor
 
-    def step(self, recipe: Recipe) -> dict[str, Any]:
+    def step(self) -> dict[str, Any]:
         """One optimizer step: the summed loss over its loss tokens, divided once by their count."""
         samples = self.sampler.draw()
         count = sum(s.loss_tokens for s in samples)
-        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = recipe.micro_batch_size or len(samples)
+        processes = self.accelerator.num_processes
+        mine = samples[self.accelerator.process_index :: processes]
+        size = self.recipe.micro_batch_size or len(samples)
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
-        measures = len(parts) == 1 and self.accelerator.num_processes == 1
-        measures &= self.spent.optimizer_steps % 25 == 0
+        measures = len(parts) == processes == 1
+        measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
         self.optimizer.zero_grad()
-        loss, stats = 0.0, None
+        loss, stats = 0.0, torch.zeros(())
         for i, part in enumerate(parts):
             wait = i + 1 < len(parts)
             with self.accelerator.no_sync(self.model) if wait else nullcontext():
-                result = self._forward(part, count, measures)
+                result = self.loss(part, count, measures)
                 # DDP averages gradients over processes, the step wants their sum.
-                self.accelerator.backward(result.loss * self.accelerator.num_processes)
+                self.accelerator.backward(result.loss * processes)
             loss += float(result.loss.detach())
-            table = torch.stack(
-                [result.stats.tokens, result.stats.nll_sum, result.stats.grad_norm_sum]
-            )
-            stats = table if stats is None else stats + table
+            stats = stats.to(result.loss.device) + _table(result)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.spent.optimizer_steps += 1
         self.spent.loss_tokens += count
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
-        assert stats is not None
         stats = self.accelerator.reduce(stats, "sum")  # the same on every process
         tokens, _, norms = stats.tolist()
         self.sampler.observe(tokens, norms)
         mean_norm = result.stats.mean_grad_norm.tolist() if measures else None
         return {"loss": loss, "stats": stats, "mean_norm": mean_norm}
 
-    def _forward(
-        self, samples: list[Sample], count: int, mean_grad_norm: bool
-    ) -> "cwt_ext.ChunkLoss":
-        batch = collate(samples, self.pad).to(self.accelerator.device)
-        with head_of_rows(self.accelerator.unwrap_model(self.model), batch.rows):
-            logits = self.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits[0]
+    def loss(
+        self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
+    ) -> cwt_ext.ChunkLoss:
+        """The summed loss of some samples over `count`, with the statistics of every chunk."""
+        batch = self.student.collate(samples)
+        labels, chunk_ids = batch.targets
         return cwt_ext.chunk_loss(
-            logits, batch.labels[batch.rows], batch.chunk_ids[batch.rows],
-            reduction="sum", normalizer=count, num_chunks=self.chunks, validate=False,
+            self.student.logits_at(batch, self.model),
+            labels,
+            chunk_ids,
+            reduction="sum",
+            normalizer=count,
+            num_chunks=self.sampler.chunks,
+            validate=False,
             mean_grad_norm=mean_grad_norm,
-        )  # fmt: skip
-
-    def log(self, figures: dict[str, Any]) -> None:
-        tokens, nll, norm = figures["stats"].tolist()
-        mean = figures["mean_norm"]
-        self.rows.append(
-            {
-                "step": self.spent.optimizer_steps,
-                "loss": figures["loss"],
-                "loss_tokens": self.spent.loss_tokens,
-                "processed_tokens": self.spent.processed_tokens,
-                "chunk_tokens": [int(t) for t in tokens],
-                "chunk_nll": [round(v, 4) for v in nll],
-                "chunk_grad_norm": [round(v, 4) for v in norm],
-                **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
-            }
         )
 
-    def write_log(self, out: Path) -> None:
-        with replacing(out / "train_log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def save(self, out: Path, recipe: Recipe) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "recipe": asdict(recipe),
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sampler": self.sampler.state(),
-            "spent": asdict(self.spent),
-            "rows": self.rows,
-            "torch_random": torch.get_rng_state(),
+    def row(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """One line of train_log.jsonl."""
+        tokens, nll, norm = figures["stats"].tolist()
+        mean = figures["mean_norm"]
+        return {
+            "step": self.spent.optimizer_steps,
+            "loss": figures["loss"],
+            "loss_tokens": self.spent.loss_tokens,
+            "processed_tokens": self.spent.processed_tokens,
+            "chunk_tokens": [int(t) for t in tokens],
+            "chunk_nll": [round(v, 4) for v in nll],
+            "chunk_grad_norm": [round(v, 4) for v in norm],
+            **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
         }
-        with replacing(out / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
 
-    def resume(self, out: Path, recipe: Recipe) -> None:
-        path = out / "checkpoint.pt"
-        if not path.exists():
-            return
-        # Our own file: it holds the state of Python's random generator beside tensors.
-        state = torch.load(path, map_location="cpu", weights_only=False)
-        if state["recipe"] != asdict(recipe):
-            raise UserError(
-                f"{path} belongs to another recipe: {state['recipe']}, wanted {asdict(recipe)}."
-            )
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sampler.restore(state["sampler"])
-        self.spent = Spent(**state["spent"])
-        self.rows = state["rows"]
-        torch.set_rng_state(state["torch_random"])
+
+def _table(result: cwt_ext.ChunkLoss) -> torch.Tensor:
+    """Returns (3, C): tokens, summed NLL and summed gradient norms of every chunk."""
+    stats = result.stats
+    assert stats is not None
+    return torch.stack([stats.tokens, stats.nll_sum, stats.grad_norm_sum])

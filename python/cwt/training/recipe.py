@@ -1,58 +1,98 @@
-"""What one training run does: the sample it draws, its schedule, its budget; names of options."""
+"""What one training run does, as data: its target, its schedule, its budget."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from cwt.errors import UserError
+
 ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
 Objective = Literal["mean", "sum"]
-Part = Literal["unit", "chunk"]
-Method = Literal["answer-only", "ftt", "cwt"]
+Target = Literal["answer", "rationale", "chunk"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One training run, whole: the same recipe and data give the same student.
+class ChunkOptions:
+    """How the units of a rationale become chunks.
 
     Attributes:
-        method: what carries the loss of a sample: the `answer-only`, the whole rationale (`ftt`),
-            or one chunk with everything before it as context (`cwt`).
-        schedule: of cwt. `shuffled` mixes all (example, chunk) pairs; in `by-index` all samples
-            of a step share one chunk index; in `curriculum` epoch e trains chunk e mod M;
-            `adaptive` draws each sample's chunk index in proportion to the gradient norm per token
-            that the index has shown lately (moving average over steps, held at a tenth of the
-            greatest or above).
-        batch_size: samples of an optimizer step, over all micro-batches and processes.
-        micro_batch_size: samples of one forward pass, 0 for all at once.
-        budget: how long to train, counted in budget_unit.
-        learning_rate: its peak; warm-up over 5 % of the budget, then linear to 5 % of the peak.
-        sentence_dropout: probability with which each middle unit is left out, drawn afresh at
-            every visit; never the first unit, never the answer.
-        max_length: in tokens, 0 for no limit.
-        seed: of the order of samples and of what is left out.
+        method: ac (average chunking: evenly), dp (most coherent by dynamic programming), sbc
+            (search-based chunking: moves one boundary at a time) or sbc-exact (the optimum of its
+            objective).
+        count: chunks before the answer, which is always a chunk of its own.
+        objective: of sbc: the student's negative log-likelihood (NLL) per token of a chunk (mean),
+            or summed (sum).
+        embeddings: of dp: student, tfidf, or the folder of a sentence-transformers model.
+    """
+
+    method: ChunkMethod = "ac"
+    count: int = 5
+    objective: Objective = "mean"
+    embeddings: str = "student"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"count must be at least 1, got {self.count}.")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What all training runs of a table share.
+
+    Attributes:
+        budget_unit: in what a budget counts: loss-bearing tokens, all processed tokens, or
+            optimizer steps.
+        schedule: of chunk-wise training. shuffled mixes all (example, chunk) pairs; in by-index
+            all samples of a step share one chunk index; in curriculum epoch e trains chunk e mod M;
+            adaptive draws each chunk index in proportion to the gradient norm per token that it
+            has shown lately (moving average over steps, at least a tenth of the greatest).
+        micro_batch_size: samples of one forward pass, 0 for all of a step at once.
+        learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
+            falls linearly to 5 % of the peak.
+        weight_decay: of AdamW.
+        max_length: tokens of a training row, 0 for no limit; its context is cut from the left.
         checkpoint_seconds: time between two checkpoints to resume from.
     """
 
-    method: Method
-    budget: int
     budget_unit: BudgetUnit = "loss_tokens"
     schedule: Schedule = "shuffled"
-    batch_size: int = 16
     micro_batch_size: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
-    sentence_dropout: float = 0.0
     max_length: int = 0
-    seed: int = 0
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        positive = {"budget": self.budget, "batch_size": self.batch_size}
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name in ("micro_batch_size", "max_length", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(TrainingOptions):
+    """One training run, whole: the same recipe and data give the same student.
+
+    Attributes:
+        target: what carries the loss of a sample: the `answer` alone, the whole `rationale`, or one
+            `chunk` with everything before it as context.
+        budget: how long to train, counted in budget_unit.
+        batch_size: samples of an optimizer step, over all micro-batches and processes.
+        sentence_dropout: probability with which each middle unit is left out, drawn afresh at
+            every visit; never the first unit, never the answer.
+        seed: of the order of samples and of what is left out.
+    """
+
+    target: Target
+    budget: int
+    batch_size: int
+    sentence_dropout: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("budget", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.sentence_dropout < 1:
-            raise ValueError(f"sentence_dropout must be in [0, 1), got {self.sentence_dropout}.")
-        if self.micro_batch_size < 0 or self.max_length < 0:
-            raise ValueError("micro_batch_size and max_length must not be negative.")
+            raise UserError(f"sentence_dropout must be in [0, 1), got {self.sentence_dropout}.")

@@ -4,35 +4,35 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from .encode import Encoded, Sample, sample
-from .errors import UserError
-from .recipe import Recipe
+from cwt.errors import UserError
+from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
+from cwt.training.recipe import Recipe
 
 
 class Sampler:
     """Draws samples for a recipe, epoch after epoch, in an order that the seed decides.
 
     Args:
-        items: the encoded examples.
-        keeps: for each the indices of the units that stay, None for all.
+        examples: in tokens, with their chunks and the units that stay.
         recipe: says what a sample is.
+
+    Raises:
+        ValueError: no examples.
     """
 
-    def __init__(
-        self, items: Sequence[Encoded], keeps: Sequence[frozenset[int] | None], recipe: Recipe
-    ) -> None:
-        if not items:
+    def __init__(self, examples: Sequence[TokenizedExample], recipe: Recipe) -> None:
+        if not examples:
             raise ValueError("training needs at least one example, got none.")
-        self.items, self.keeps, self.recipe = items, keeps, recipe
+        self.examples, self.recipe = examples, recipe
         self.random = random.Random(f"samples-{recipe.seed}")
-        self.queue: list[
-            tuple[int, int | None]
-        ] = []  # (example, its chunk or None), drawn from the end
+        self.queue: list[tuple[int, int | None]] = []  # (example, chunk or None)
         self.epoch = 0
-        self.pull = [0.0] * max(item.chunks for item in items)  # gradient norm a token, by chunk
+        self.chunks = max(x.example.chunks for x in examples)
+        self.pull = [0.0] * self.chunks  # gradient norm per token, by chunk index
         self.dropped = 0  # samples whose target alone is longer than max_length
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to go on from here."""
         return {
             "random": self.random.getstate(),
             "queue": list(self.queue),
@@ -41,7 +41,8 @@ class Sampler:
             "dropped": self.dropped,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where a sampler of the same recipe was."""
         self.random.setstate(state["random"])
         self.queue, self.epoch = list(state["queue"]), state["epoch"]
         self.pull, self.dropped = list(state["pull"]), state["dropped"]
@@ -58,26 +59,27 @@ class Sampler:
                 seen = total / n
                 self.pull[m] = 0.95 * self.pull[m] + 0.05 * seen if self.pull[m] else seen
 
-    def draw(self) -> list[Sample]:
+    def draw(self) -> list[TokenSequence]:
         """Returns the samples of one optimizer step."""
-        index = None
-        if self.recipe.method == "cwt" and self.recipe.schedule == "by-index":
-            index = self.random.randrange(len(self.pull))
-        drawn: list[Sample] = []
+        index = self.random.randrange(self.chunks) if self._schedule("by-index") else None
+        drawn: list[TokenSequence] = []
         misses = 0
         while len(drawn) < self.recipe.batch_size:
-            if self.recipe.method == "cwt" and self.recipe.schedule == "adaptive":
+            if self._schedule("adaptive"):
                 index = self._adaptive()
             row = self._next(index)
             if row is not None and row.loss_tokens:
                 drawn.append(row)
                 continue
             misses += 1
-            if misses > 10 * (len(self.items) + self.recipe.batch_size):
+            if misses > 10 * (len(self.examples) + self.recipe.batch_size):
                 raise UserError(
                     f"no sample has its target within max_length {self.recipe.max_length} tokens."
                 )
         return drawn
+
+    def _schedule(self, name: str) -> bool:
+        return self.recipe.target == "chunk" and self.recipe.schedule == name
 
     def _adaptive(self) -> int:
         most = max(self.pull)
@@ -85,43 +87,44 @@ class Sampler:
         weights = [max(w, 0.1 * most) if w else unseen for w in self.pull]
         return self.random.choices(range(len(weights)), weights)[0]
 
-    def _next(self, index: int | None) -> Sample | None:
+    def _next(self, index: int | None) -> TokenSequence | None:
         if not self.queue:
             self._new_epoch()
         i, chunk = self.queue.pop()
-        item, keep = self.items[i], self.keeps[i]
+        tokenized = self.examples[i]
         if index is not None:
-            chunk = min(index, item.chunks - 1)
+            chunk = min(index, tokenized.example.chunks - 1)
         if self.recipe.sentence_dropout:
-            keep = self._dropout(item, keep)
-        if chunk is not None and keep is not None:
-            chunk = _with_units(item, keep, chunk)
-        row = sample(item, keep, chunk, self.recipe.method == "answer-only", self.recipe.max_length)
+            tokenized = tokenized.keeping(self._dropout(tokenized))
+        if chunk is not None:
+            chunk = _chunk_with_units(tokenized, chunk)
+        answer_only = self.recipe.target == "answer"
+        row = build_sequence(tokenized, chunk, answer_only, self.recipe.max_length)
         self.dropped += row is None
         return row
 
     def _new_epoch(self) -> None:
         pairs: list[tuple[int, int | None]]
-        if self.recipe.method == "cwt" and self.recipe.schedule == "shuffled":
-            pairs = [(i, m) for i, item in enumerate(self.items) for m in range(item.chunks)]
-        elif self.recipe.method == "cwt" and self.recipe.schedule == "curriculum":
-            pairs = [(i, self.epoch % item.chunks) for i, item in enumerate(self.items)]
+        chunks = [x.example.chunks for x in self.examples]
+        if self._schedule("shuffled"):
+            pairs = [(i, m) for i, n in enumerate(chunks) for m in range(n)]
+        elif self._schedule("curriculum"):
+            pairs = [(i, self.epoch % n) for i, n in enumerate(chunks)]
         else:
-            pairs = [(i, None) for i in range(len(self.items))]
+            pairs = [(i, None) for i in range(len(chunks))]
         self.random.shuffle(pairs)
         self.queue, self.epoch = pairs, self.epoch + 1
 
-    def _dropout(self, item: Encoded, keep: frozenset[int] | None) -> frozenset[int]:
-        last = len(item.units) - 1
-        middle = range(1, last)
-        gone = {u for u in middle if self.random.random() < self.recipe.sentence_dropout}
-        return frozenset(
-            u for u in range(last + 1) if u not in gone and (keep is None or u in keep)
-        )
+    def _dropout(self, tokenized: TokenizedExample) -> frozenset[int]:
+        example = tokenized.example
+        p = self.recipe.sentence_dropout
+        gone = {u for u in example.middle_units if self.random.random() < p}
+        return example.kept - gone
 
 
-def _with_units(item: Encoded, keep: frozenset[int], chunk: int) -> int:
+def _chunk_with_units(tokenized: TokenizedExample, chunk: int) -> int:
     """Returns the first chunk from `chunk` on of which a unit is left; the answer always is."""
-    of_unit = item.chunk_of_units()
-    left = {of_unit[u] for u in keep}
-    return next(m for m in range(chunk, item.chunks) if m in left)
+    example = tokenized.example
+    of_unit = example.chunk_of_units()
+    left = {of_unit[u] for u in example.kept}
+    return next(m for m in range(chunk, example.chunks) if m in left)

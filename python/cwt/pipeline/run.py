@@ -1,0 +1,108 @@
+"""A run, whole: `run(config, out)` is what the command line, a sweep and a notebook call."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cwt.config import RunConfig
+from cwt.files import read_lines, write_json
+from cwt.pipeline.methods import METHODS, needs, selected_methods
+from cwt.pipeline.parallel import default_jobs, run_all
+from cwt.pipeline.results import write_report
+from cwt.pipeline.stages import (
+    evaluate_student,
+    make_chunks,
+    make_data,
+    measure_latency,
+    train_method,
+)
+from cwt.pipeline.views import write_views
+from cwt.pipeline.workspace import Workspace, open_workspace
+from cwt.progress import Progress, Watch, part_of, quiet
+from cwt.report.page import write_page
+from cwt.students.load import check_student
+
+
+def run(
+    config: RunConfig, out: Path | str, jobs: int = 0, watch: Watch = lambda name, share, text: None
+) -> dict[str, Any]:
+    """Runs everything that a configuration asks for, and returns the report.
+
+    Makes the data and the chunks, trains and evaluates every method, measures the latency of one
+    answer and writes report.json, report.md and report.html. What the folder holds already is not
+    done again: a run that was stopped goes on where it was and ends with the same weights.
+
+    Args:
+        config: of the run.
+        out: its folder.
+        jobs: methods trained side by side, 0 for automatic.
+        watch: is told which piece of work is how far.
+
+    Returns:
+        What report.json holds; `methods` is the table, a row each.
+
+    Raises:
+        UserError: something of the configuration, the data or the folder cannot be used.
+
+    Example:
+        >>> import cwt, tempfile
+        >>> config = cwt.RunConfig(
+        ...     methods="FTT",
+        ...     data=cwt.DataConfig(train_size=8, validation_size=2, test_size=2),
+        ...     train=cwt.TrainConfig(budget=300),
+        ...     eval=cwt.EvalConfig(max_new_tokens=4, latency_questions=0),
+        ... )
+        >>> report = run(config, tempfile.mkdtemp())
+        >>> [row["name"] for row in report["methods"]]
+        ['FTT']
+    """
+    check_student(config.student)
+    ws = open_workspace(config, Path(out))
+    names = selected_methods(config)
+    with ws.locked():
+        make_data(ws)
+        make_chunks(ws, partial(watch, "chunks"))
+        watch("chunks", 1.0, "done")
+        run_methods(ws, names, jobs or default_jobs(config), watch)
+        for name in names:
+            watch("latency", names.index(name) / len(names), name)
+            measure_latency(ws, ws.student_of(name))
+        watch("latency", 1.0, "done")
+        return write_reports(ws)
+
+
+def run_methods(ws: Workspace, names: Sequence[str], jobs: int, watch: Watch) -> None:
+    """Trains and evaluates every method that has no result yet."""
+    todo = {}
+    for name in names:
+        if ws.method(name).exists():
+            watch(name, 1.0, "done before")
+        else:
+            todo[name] = needs(METHODS[name], ws.config)
+    run_all(todo, partial(run_method, ws), jobs, watch)
+
+
+def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
+    """Trains one row of the table and evaluates it on the test questions."""
+    student = train_method(ws, METHODS[name], part_of(progress, 0.0, 0.9))
+    evaluate_row(ws, name, student, part_of(progress, 0.9, 0.99))
+
+
+def evaluate_row(
+    ws: Workspace, name: str, student: str, progress: Progress = quiet
+) -> dict[str, Any]:
+    """Evaluates the student of a row on the test questions, and puts the row into the table."""
+    score = evaluate_student(ws, student, "test", progress)
+    write_json(ws.method(name), {"name": name, "student": student})
+    return score
+
+
+def write_reports(ws: Workspace) -> dict[str, Any]:
+    """Writes report.json, .md and .html from what the run holds, and returns the first."""
+    report = write_report(ws)
+    views = write_views(ws)
+    followed = views["losses_of"] if ws.log(views["losses_of"]).exists() else None
+    followed = followed or Path(report["methods"][0]["student"]).name
+    write_page(ws.report(".html"), report, views, followed, read_lines(ws.log(followed)))
+    return report

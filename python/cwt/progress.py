@@ -1,0 +1,77 @@
+"""Progress: how far a piece of work is, told to whoever watches it."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Progress = Callable[[float, str], None]
+"""Is told the share done, in [0, 1], and what is being done."""
+
+Watch = Callable[[str, float, str], None]
+"""Is told which row of the table, the share done, and what is being done."""
+
+LOG_SECONDS = 30.0  # between two lines about the same piece of work where there is no terminal
+
+
+def quiet(share: float, text: str) -> None:
+    """A progress that nobody watches."""
+
+
+def part_of(progress: Progress, start: float, end: float, prefix: str = "") -> Progress:
+    """Returns the progress of a part of the work: its shares 0 .. 1 become start .. end."""
+
+    def told(share: float, text: str) -> None:
+        progress(start + share * (end - start), prefix + text)
+
+    return told
+
+
+class Bars:
+    """Progress bars on a terminal; elsewhere a line every half minute and when a piece is done."""
+
+    def __init__(self, log_seconds: float = LOG_SECONDS) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self.live, self.log_seconds = console.is_terminal, log_seconds
+        self.bars = Progress(
+            TextColumn("{task.description:22}"),
+            BarColumn(30),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> "Bars":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def watch(self, name: str, share: float, text: str) -> None:
+        """Shows how far one piece of work is."""
+        if self.live:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(name, total=1.0, text=text)
+            self.bars.update(self.tasks[name], completed=share, text=text)
+            return
+        now = time.monotonic()
+        if share >= 1.0:
+            self._say(f"  {name}: {text}")
+        elif share > 0 and now - self.said.setdefault(name, now) >= self.log_seconds:
+            self.said[name] = now
+            self._say(f"  {name}: {100 * share:.0f} %, {text}")
+
+    def one(self, name: str) -> Progress:
+        """Returns the progress of one piece of work."""
+        return lambda share, text: self.watch(name, share, text)
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stdout, flush=True)

@@ -1,0 +1,98 @@
+"""Ratified rounds: the student that was trained on a judge's decisions confirms them or not."""
+
+from collections.abc import Sequence
+
+from cwt.data.example import Example
+from cwt.progress import Progress, quiet
+from cwt.skipping.criterion import Decision, SkipCriterion
+from cwt.skipping.scoring import (
+    Places,
+    TokenScores,
+    answer_value,
+    nll,
+    removable_parts,
+    score_tokens,
+)
+from cwt.students.student import Student
+from cwt.students.tokenized import TokenizedExample
+
+
+def ratify_skips(
+    student: Student,
+    examples: Sequence[Example],
+    criterion: SkipCriterion = SkipCriterion(),  # noqa: B008 - frozen
+    batch_size: int = 32,
+    progress: Progress = quiet,
+) -> tuple[list[Example], list[Decision]]:
+    """Returns the examples with the units that the student itself would write, and why.
+
+    A judge sees what follows a unit; a student that writes sees only what came before. Where
+    similar units are left out of one example and kept in another, for reasons that the student
+    cannot see, it learns to skip them in both. So every unit is decided once more, left to right:
+    skip it if the student gives the opening tokens of the next unit a higher probability than the
+    unit's own, and leaving it out does not raise the answer's NLL by more than the limit. The same
+    number of tokens of both units is compared, starting where they first differ.
+
+    Args:
+        student: that was trained on the units kept in `examples`.
+        examples: with the units that the judge kept.
+        criterion: max_answer_nll_rise, granularity and lookahead_tokens of it are used.
+        batch_size: rows of one pass.
+        progress: is told the share done.
+
+    Returns:
+        The examples with their kept_units, and a decision for every middle unit.
+    """
+    kept = [student.tokenize(e) for e in examples]
+    decisions: list[Decision] = []
+    scores = score_tokens(student, kept, batch_size)
+    values = [answer_value(student, x) for x in kept]
+    parts = [removable_parts(criterion.granularity, e) for e in examples]
+    most = max(map(len, parts))
+    for n in range(most):
+        asked = [i for i in range(len(kept)) if n < len(parts[i])]
+        others = [_toggled(kept[i], parts[i][n]) for i in asked]
+        passes = score_tokens(student, others, batch_size)
+        for i, other, found in zip(asked, others, passes, strict=True):
+            here, there = (kept[i], scores[i]), (other, found)
+            fuller = len(kept[i].example.kept) > len(other.example.kept)
+            written, passed = (here, there) if fuller else (there, here)
+            skipped, part, evidence = _decide(criterion, written, passed, values[i])
+            kept[i], scores[i] = passed if skipped else written
+            for u in sorted(part):
+                text = student.text(kept[i].units[u]).strip()
+                decisions.append(Decision(examples[i].id, u, text, skipped, [], *evidence))
+        progress((n + 1) / most, f"part {n + 1}")
+    return [e.keeping(x.example.kept) for e, x in zip(examples, kept, strict=True)], decisions
+
+
+def _toggled(tokenized: TokenizedExample, part: frozenset[int]) -> TokenizedExample:
+    """Returns the example without a part that is there, or with one that is not."""
+    kept = tokenized.example.kept
+    return tokenized.keeping(kept - part if kept & part else kept | part)
+
+
+Scored = tuple[TokenizedExample, TokenScores]
+
+
+def _decide(
+    criterion: SkipCriterion, written: Scored, passed: Scored, value: Places
+) -> tuple[bool, frozenset[int], tuple[float, float, float]]:
+    """Returns whether a part is skipped, the part, and (answer's rise, write NLL, pass NLL)."""
+    part = written[0].example.kept - passed[0].example.kept
+    following = min(u for u in passed[0].example.kept if u > max(part))
+    opening, next_opening = _openings(criterion, written[0], min(part), following)
+    write, go_on = nll(written[1], opening), nll(passed[1], next_opening)
+    rise = nll(passed[1], value) - nll(written[1], value)
+    skipped = go_on < write and rise <= criterion.max_answer_nll_rise
+    return skipped, part, (round(rise, 4), round(write, 4), round(go_on, 4))
+
+
+def _openings(
+    criterion: SkipCriterion, tokenized: TokenizedExample, a: int, b: int
+) -> tuple[Places, Places]:
+    """Returns equally many of the first tokens of two units, from where they differ."""
+    pairs = list(zip(tokenized.units[a], tokenized.units[b], strict=False))
+    start = next((p for p, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1)
+    window = range(start, min(start + criterion.lookahead_tokens, len(pairs)))
+    return [(a, p) for p in window], [(b, p) for p in window]

@@ -1,0 +1,56 @@
+"""What a student says of every token of the units that stay, in batched passes."""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+import cwt_ext
+from cwt.data.example import Example
+from cwt.skipping.criterion import Granularity
+from cwt.students.student import Student, iterate_logits
+from cwt.students.tokenized import TokenizedExample, build_sequence
+
+Place = tuple[int, int]  # (unit, position)
+Places = list[Place]
+TokenScores = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
+
+
+def score_tokens(
+    student: Student, examples: Sequence[TokenizedExample], batch_size: int
+) -> list[TokenScores]:
+    """Returns for each example what the student says of every token of the units that stay."""
+    results: list[TokenScores] = [{} for _ in examples]
+    rows = [build_sequence(x) for x in examples]
+    for part, batch, logits in iterate_logits(student, rows, batch_size):
+        found = cwt_ext.chunk_loss(logits, *batch.targets).rows
+        assert found is not None
+        tokens = zip((found.correct > 0).tolist(), (-found.nll).exp().tolist(), strict=True)
+        for i in part:  # of one row after another
+            x = examples[i]
+            places = [(u, p) for u in sorted(x.example.kept) for p in range(len(x.units[u]))]
+            results[i] = dict(zip(places, itertools.islice(tokens, len(places)), strict=True))
+    return results
+
+
+def nll(scores: TokenScores, places: Places) -> float:
+    """Returns the summed negative log-likelihood of the tokens at some places, in nats."""
+    return -sum(math.log(max(scores[place][1], 1e-30)) for place in places)
+
+
+def answer_value(student: Student, tokenized: TokenizedExample) -> Places:
+    """Returns where the answer stands in the last unit: after its marker, before the end."""
+    unit, last = tokenized.units[-1], len(tokenized.units) - 1
+    text = student.text(unit)
+    marker = re.search(r"answer (?:is|should be)\b:?", text, re.IGNORECASE)
+    start = len(student.ids(text[: marker.end()])) if marker else 0
+    return [(last, p) for p in range(start, len(unit) - 1)]
+
+
+def removable_parts(granularity: Granularity, example: Example) -> list[frozenset[int]]:
+    """Returns the groups of units that may be left out together, in order."""
+    middle = frozenset(example.middle_units)
+    if granularity == "unit":
+        return [frozenset({u}) for u in sorted(middle)]
+    spans = itertools.pairwise(example.boundaries or (0, len(example.units)))
+    return [part for a, b in spans if (part := frozenset(range(a, b)) & middle)]

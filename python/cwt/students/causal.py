@@ -1,0 +1,116 @@
+"""The student that is a causal language model of the transformers library."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from cwt.data.example import Example
+from cwt.students.tokenized import (
+    Batch,
+    PromptTokenizer,
+    TokenizedExample,
+    TokenSequence,
+    collate,
+)
+
+
+class CausalStudent:
+    """A causal language model with its tokenizer and prompt; implements `Student`.
+
+    Args:
+        model: any causal model with output embeddings.
+        tokenizer: of the model, with the prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PromptTokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device: torch.device) -> "CausalStudent":
+        self.model.to(device)  # type: ignore[arg-type]
+        return self
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return self.tokenizer.ids(text)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.text(ids)
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        return self.tokenizer.prompt(question)
+
+    def tokenize(self, example: Example) -> TokenizedExample:
+        return self.tokenizer.tokenize(example)
+
+    def collate(self, sequences: Sequence[TokenSequence]) -> Batch:
+        return collate(sequences, self.tokenizer.pad).to(self.device)
+
+    def logits_at(self, batch: Batch, model: torch.nn.Module | None = None) -> torch.Tensor:
+        return self._call(batch, model).logits[0]
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        output = self._call(batch, output_hidden_states=True)
+        return output.hidden_states[-1]
+
+    def _call(self, batch: Batch, model: torch.nn.Module | None = None, **options: Any) -> Any:
+        with logits_only_at(self.model, batch.bears_loss):
+            return (model or self.model)(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **options,
+            )
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        self.model.eval()
+        eos, pad = self.tokenizer.eos, self.tokenizer.pad
+        rows = [torch.tensor(prompt) for prompt in prompts]
+        # Padded on the left, so that all go on from the same column.
+        left = {"batch_first": True, "padding_side": "left"}
+        ids = pad_sequence(rows, padding_value=pad, **left)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], padding_value=0, **left)
+        out = self.model.generate(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=eos,
+            pad_token_id=pad,
+        )
+        written = out[:, ids.shape[1] :].tolist()
+        return [row[: row.index(eos) + 1] if eos in row else row for row in written]
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] == self.tokenizer.eos
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def logits_only_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
+    """Inside this context the model computes logits only at the selected positions, (1, n, V).
+
+    What a model does to its logits (a softcap, a scale) stays the model's own work.
+
+    Args:
+        model: any with output embeddings.
+        positions: (B, T) bool, n of them set.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions][None],))
+    try:
+        yield
+    finally:
+        handle.remove()
