@@ -19,11 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from cwt.data.tasks import COLOURS, CORE, NAMES, SPARE, TASKS, WORDS, Problem, objects
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from cwt.data.tasks import COLOURS, CORE, NAMES, SPARE, TASKS, WORDS, Problem, objects
 
 PAD, EOS = "<pad>", "<eos>"
 WARM_UP = 500  # steps on look-ups alone, after which they are there to build on

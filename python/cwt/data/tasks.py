@@ -259,7 +259,7 @@ def unique_problems(task: str, n: int, seed: int, **options: float) -> list[Prob
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-    problems = []
+    problems: list[Problem] = []
     for problem in _distinct(TASKS[task], random.Random(f"{task}-{seed}"), options):
         if len(problems) == n:
             return problems

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cwt_ext
 from cwt.students.student import Student, iterate_logits
-from cwt.students.tokenized import TokenizedExample, build_sequence
+from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def unit_figures(
     """
     rng = random.Random(f"control-{seed}")
     found: dict[int, list[UnitFigures]] = {}
-    rows = [build_sequence(x.unit_is_chunk()) for x in examples]
+    rows = [whole_sequence(x.unit_is_chunk()) for x in examples]
     for part, batch, logits in iterate_logits(student, rows, batch_size):
         width = max(len(examples[i].units) for i in part)
         real = _statistics(logits, batch.labels, batch.chunk_ids, width)
@@ -161,8 +161,7 @@ def mean_loss(student: Student, examples: Sequence[TokenizedExample]) -> Loss:
 
     Plain cross-entropy: the Hessian needs a second derivative, which chunk_loss refuses.
     """
-    rows = [row for x in examples if (row := build_sequence(x)) is not None]
-    batch = student.collate(rows)
+    batch = student.collate([whole_sequence(x) for x in examples])
     labels, _ = batch.targets
 
     def loss() -> torch.Tensor:

@@ -5,7 +5,7 @@ A new row is one entry of METHODS; stages, reports, sweeps and the command line 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cwt.config import RunConfig
 from cwt.errors import UserError
@@ -69,8 +69,14 @@ class Method:
         return self.parent is None and self.target != "answer"
 
 
-_CHUNKS = {"target": "chunk", "batch": "chunk_batch_size"}
-_VARIANT = {**_CHUNKS, "in_default": False}
+def _chunk_wise(name: str, label: str, **options: Any) -> Method:
+    return Method(name, label, target="chunk", batch="chunk_batch_size", **options)
+
+
+def _variant(name: str, label: str, **options: Any) -> Method:
+    """Chunk-wise training with other chunks or another schedule than configured."""
+    return _chunk_wise(name, label, in_default=False, **options)
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -97,44 +103,37 @@ METHODS: dict[str, Method] = {
             dropout=True,
             compared_with=("FTT-small-batch",),
         ),
-        Method(
+        _chunk_wise(
             "CWT",
             "chunk-wise training: one chunk a sample, everything before it as context",
             diagnosed=True,
             compared_with=("FTT", "FTT-small-batch"),
-            **_CHUNKS,
         ),
-        Method(
+        _variant(
             "CWT-sbc",
             "CWT with chunks by search-based chunking (SBC), the greedy search",
             chunking="sbc",
             compared_with=("CWT",),
-            **_VARIANT,
         ),
-        Method(
-            "CWT-sbc-exact", "CWT with the exact optimum of SBC", chunking="sbc-exact", **_VARIANT
-        ),
-        Method("CWT-dp", "CWT with the most coherent chunks (DP)", chunking="dp", **_VARIANT),
-        Method(
+        _variant("CWT-sbc-exact", "CWT with the exact optimum of SBC", chunking="sbc-exact"),
+        _variant("CWT-dp", "CWT with the most coherent chunks (DP)", chunking="dp"),
+        _variant(
             "CWT-by-index",
             "CWT in which all samples of a step share one chunk index",
             schedule="by-index",
             compared_with=("CWT",),
-            **_VARIANT,
         ),
-        Method(
+        _variant(
             "CWT-adaptive",
             "CWT that draws chunks by the size of their gradients",
             schedule="adaptive",
             compared_with=("CWT",),
-            **_VARIANT,
         ),
-        Method(
+        _chunk_wise(
             "CWT-sentence-dropout",
             "CWT with each middle sentence left out at random",
             dropout=True,
             compared_with=("CWT",),
-            **_CHUNKS,
         ),
         Method(
             "continued",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -57,7 +58,7 @@ def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Wa
         return
     while order.is_active():
         for name in order.get_ready():
-            work(name, lambda share, text, name=name: watch(name, share, text))
+            work(name, partial(watch, name))
             watch(name, 1.0, "done")
             order.done(name)
 

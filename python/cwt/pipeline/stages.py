@@ -152,7 +152,8 @@ def _budget(ws: Workspace) -> int:
     c = ws.config.train
     if not c.epochs:
         return c.budget
-    return max(1, round(c.epochs * read_json(ws.chunks_record)["tokens_per_epoch"]))
+    tokens: int = read_json(ws.chunks_record)["tokens_per_epoch"]
+    return max(1, round(c.epochs * tokens))
 
 
 def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
@@ -356,7 +357,8 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     cuts = [average_chunks(len(e.units) - 1, ws.config.chunk.count) for e in held_out]
     test = [e.chunked([*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]
     known = ws.training_examples()[:examples]
-    found = diagnose(student, *([student.tokenize(e) for e in part] for part in (known, test)))
+    in_tokens = [[student.tokenize(e) for e in part] for part in (known, test)]
+    found = diagnose(student, in_tokens[0], in_tokens[1])
     write_json(path, found)
     return found
 

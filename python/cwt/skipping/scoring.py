@@ -9,7 +9,7 @@ import cwt_ext
 from cwt.data.example import Example
 from cwt.skipping.criterion import Granularity
 from cwt.students.student import Student, iterate_logits
-from cwt.students.tokenized import TokenizedExample, build_sequence
+from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 Place = tuple[int, int]  # (unit, position)
 Places = list[Place]
@@ -21,7 +21,7 @@ def score_tokens(
 ) -> list[TokenScores]:
     """Returns for each example what the student says of every token of the units that stay."""
     results: list[TokenScores] = [{} for _ in examples]
-    rows = [build_sequence(x) for x in examples]
+    rows = [whole_sequence(x) for x in examples]
     for part, batch, logits in iterate_logits(student, rows, batch_size):
         found = cwt_ext.chunk_loss(logits, *batch.targets).rows
         assert found is not None

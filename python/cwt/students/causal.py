@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from cwt.data.example import Example
+from cwt.students.student import Student
 from cwt.students.tokenized import (
     Batch,
     PromptTokenizer,
@@ -28,14 +29,16 @@ class CausalStudent:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PromptTokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model: Any = model
+        self.tokenizer = tokenizer
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
-    def to(self, device: torch.device) -> "CausalStudent":
-        self.model.to(device)  # type: ignore[arg-type]
+    def to(self, device: torch.device) -> "Student":
+        self.model.to(device)
         return self
 
     def ids(self, text: str) -> tuple[int, ...]:
@@ -54,11 +57,13 @@ class CausalStudent:
         return collate(sequences, self.tokenizer.pad).to(self.device)
 
     def logits_at(self, batch: Batch, model: torch.nn.Module | None = None) -> torch.Tensor:
-        return self._call(batch, model).logits[0]
+        logits: torch.Tensor = self._call(batch, model).logits[0]
+        return logits
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         output = self._call(batch, output_hidden_states=True)
-        return output.hidden_states[-1]
+        last: torch.Tensor = output.hidden_states[-1]
+        return last
 
     def _call(self, batch: Batch, model: torch.nn.Module | None = None, **options: Any) -> Any:
         with logits_only_at(self.model, batch.bears_loss):
@@ -75,9 +80,8 @@ class CausalStudent:
         eos, pad = self.tokenizer.eos, self.tokenizer.pad
         rows = [torch.tensor(prompt) for prompt in prompts]
         # Padded on the left, so that all go on from the same column.
-        left = {"batch_first": True, "padding_side": "left"}
-        ids = pad_sequence(rows, padding_value=pad, **left)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], padding_value=0, **left)
+        ids = pad_sequence(rows, True, pad, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
         out = self.model.generate(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
 )
 from transformers.utils import logging
 
@@ -84,7 +84,7 @@ def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
     source, extra = check_student(name)
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -96,7 +96,7 @@ def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
     return CausalStudent(model, PromptTokenizer(tokenizer, prompt))
 
 
-def _without_origin(model: PreTrainedModel) -> PreTrainedModel:
+def _without_origin(model: Any) -> Any:
     """Returns a model from GGUF as one that save_pretrained accepts: it forgets its origin."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -81,7 +81,7 @@ class PromptTokenizer:
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Returns the ids of the prompt that asks a question."""
@@ -126,6 +126,13 @@ def build_sequence(
             return None
         ids, chunks = ids[-max_length:], chunks[-max_length:]
     return TokenSequence(ids, chunks)
+
+
+def whole_sequence(tokenized: TokenizedExample) -> TokenSequence:
+    """Returns the row of all units that stay, all of which bear loss."""
+    sequence = build_sequence(tokenized)
+    assert sequence is not None  # without max_length there is always one
+    return sequence
 
 
 @dataclass(frozen=True)

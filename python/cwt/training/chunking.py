@@ -17,7 +17,7 @@ import cwt_ext
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.students.student import Student, iterate_batches, iterate_logits
-from cwt.students.tokenized import TokenizedExample, build_sequence
+from cwt.students.tokenized import TokenizedExample, whole_sequence
 from cwt.training.recipe import ChunkMethod, ChunkOptions, Objective
 from cwt_ext.segment import Kind
 
@@ -106,7 +106,7 @@ def unit_nll(
     """Returns for each example the summed NLL of every unit given the question and all before."""
     width = max(len(x.units) for x in examples)
     results: dict[int, np.ndarray] = {}
-    rows = [build_sequence(x.unit_is_chunk()) for x in examples]
+    rows = [whole_sequence(x.unit_is_chunk()) for x in examples]
     for part, batch, logits in iterate_logits(student, rows, batch_size):
         # A unit is a chunk here: the loss's own sums per chunk are the units' sums.
         row = torch.arange(len(part), device=batch.chunk_ids.device)[:, None]
@@ -114,6 +114,7 @@ def unit_nll(
         result = cwt_ext.chunk_loss(
             logits, batch.targets[0], ids, reduction="sum", num_chunks=len(part) * width
         )
+        assert result.stats is not None
         sums = result.stats.nll_sum.double().cpu().numpy().reshape(len(part), width)
         results.update((i, s[: len(examples[i].units)]) for i, s in zip(part, sums, strict=True))
     return [results[i] for i in range(len(examples))]
@@ -125,7 +126,7 @@ def unit_embeddings(
 ) -> list[np.ndarray]:
     """Returns for each example (n, d): the mean of the last hidden states of every unit."""
     results: dict[int, np.ndarray] = {}
-    rows = [build_sequence(x) for x in examples]
+    rows = [whole_sequence(x) for x in examples]
     for part, batch in iterate_batches(student, rows, batch_size):
         hidden = student.hidden_states(batch).float().cpu()
         for b, i in enumerate(part):

@@ -205,8 +205,7 @@ class _Run:
         stats = self.accelerator.reduce(stats, "sum")  # the same on every process
         tokens, _, norms = stats.tolist()
         self.sampler.observe(tokens, norms)
-        mean_norm = result.stats.mean_grad_norm.tolist() if measures else None
-        return {"loss": loss, "stats": stats, "mean_norm": mean_norm}
+        return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
 
     def loss(
         self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
@@ -239,6 +238,13 @@ class _Run:
             "chunk_grad_norm": [round(v, 4) for v in norm],
             **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
         }
+
+
+def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:
+    """Returns the norm of every chunk's mean gradient, (C,), where it was asked for."""
+    if result.stats is None or result.stats.mean_grad_norm is None:
+        return None
+    return result.stats.mean_grad_norm.tolist()
 
 
 def _table(result: cwt_ext.ChunkLoss) -> torch.Tensor:
