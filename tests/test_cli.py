@@ -235,3 +235,17 @@ finally:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--student" in done.stdout
+
+
+def test_a_missing_package_is_one_line(tmp_path):
+    """`pip install .` without the extra `app` brings the command, which says what it lacks."""
+    (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro', name='tyro')\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "python")])
+    done = subprocess.run(
+        [sys.executable, "-m", "cwt", "run"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "cwt: the application needs the package tyro: pip install 'cwt-ext[app]'\n"
+    )
