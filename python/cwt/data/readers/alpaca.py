@@ -12,7 +12,7 @@ NAME = "alpaca"
 def matches(row: Mapping[str, Any]) -> bool:
     """Returns whether a row has `instruction` and `output`, or `instruction` and `input`."""
     others = row.keys() & {"input", "output"}
-    return "instruction" in row and bool(others) and not columns.find(row, columns.THOUGHT)
+    return "instruction" in row and bool(others) and not columns.filled(row, columns.THOUGHT)
 
 
 def read(row: Mapping[str, Any]) -> list[RawExample]:

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwt.data.answers import extract_answer
+from cwt.data.readers.conversation import exchange, is_turns
 from cwt.data.readers.raw import RawExample, Unusable, as_answer, as_text, as_texts, column_name
 from cwt.data.readers.think import join_thought
 
 NAME = "columns"
 ROLES = ("question", "rationale", "answer")
 
-QUESTION = tuple("question problem query instruction prompt input user problem_statement".split())
+QUESTION = tuple("question problem query instruction prompt input user question_text".split())
 CONTEXT = ("body", "context", "passage")  # stands before the question, as in SVAMP
 OPTIONS = ("options", "choices", "answer_choices")
 THOUGHT = tuple(
@@ -28,9 +29,11 @@ REPLY = tuple(
 )
 ANSWER = tuple(
     "final_answer expected_answer gold_answer gold ground_truth correct_answer answer label "
-    "answer_key target correct".split()
+    "answer_key target ideal correct".split()
 )
 _SHORT = 80  # characters of a reply that is an answer
+_LONG = 200  # characters of an answer column that is a rationale
+_EMPTY = (None, "", [])
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -46,7 +49,7 @@ def read(row: Mapping[str, Any]) -> list[RawExample]:
     """
     asked = find(row, QUESTION)
     question = question_of(row, asked)
-    thought, reply, gold_name = find(row, THOUGHT), find(row, REPLY), gold_column(row)
+    thought, reply, gold_name = filled(row, THOUGHT), filled(row, REPLY), gold_column(row)
     if not (thought or reply) and gold_name:
         return [_question_and_answer(row, question, asked, gold_name)]
     gold = gold_of(row, gold_name)
@@ -84,17 +87,23 @@ def raws(
 
 
 def find(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Returns the row's column that comes first among the names; one with a value before others."""
+    """Returns the row's column that comes first among the names, with a value or without."""
     known = {column_name(key): key for key in row if isinstance(key, str)}
     there = [known[name] for name in names if name in known]
-    return next((name for name in there if row[name] not in (None, "", [])), (*there, "")[0])
+    return next((name for name in there if row[name] not in _EMPTY), (*there, "")[0])
+
+
+def filled(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Returns the row's first column among the names that has a value, "" where none has."""
+    name = find(row, names)
+    return name if name and row[name] not in _EMPTY else ""
 
 
 def gold_column(row: Mapping[str, Any]) -> str:
     """Returns the column with the gold answer, "" where there is none."""
     # A boolean "correct" is a verdict on the row's text, not an answer.
     columns = {k: v for k, v in row.items() if not (isinstance(v, bool) and k == "correct")}
-    return find(columns, ANSWER)
+    return filled(columns, ANSWER)
 
 
 def gold_of(row: Mapping[str, Any], name: str) -> str | None:
@@ -124,10 +133,11 @@ def question_of(row: Mapping[str, Any], asked: str) -> str:
     """Returns the question with the context before it and the answer choices after it.
 
     Raises:
-        Unusable: as `as_text`.
+        Unusable: as `as_text`, and as `exchange` for a question that is a list of turns.
     """
-    question = as_text(row[asked], asked)
-    before, after = find(row, CONTEXT), find(row, OPTIONS)
+    asked_for = row[asked]
+    question = exchange(asked_for)[0] if is_turns(asked_for) else as_text(asked_for, asked)
+    before, after = filled(row, CONTEXT), filled(row, OPTIONS)
     if question and before:
         question = f"{as_text(row[before], before)} {question}".strip()
     choices = _choices(row[after], after) if after else ""
@@ -154,13 +164,11 @@ def _choices(value: Any, name: str) -> str:
 def _question_and_answer(
     row: Mapping[str, Any], question: str, asked: str, answer: str
 ) -> RawExample:
-    """Returns an example of two columns; an answer that argues and states is a rationale."""
-    columns = {"question": asked}
-    if isinstance(row[answer], str) and extract_answer(row[answer]):
-        return RawExample(question, as_text(row[answer], answer), None, {
-            **columns, "rationale": answer,
-        })  # fmt: skip
-    return RawExample(question, "", gold_of(row, answer), {**columns, "answer": answer})
+    """Returns an example of two columns; an answer that states one or is long is a rationale."""
+    gold = as_answer(row.get(answer), answer)
+    if gold and (len(gold) > _LONG or extract_answer(gold) is not None):
+        return RawExample(question, gold, None, {"question": asked, "rationale": answer})
+    return RawExample(question, "", gold, {"question": asked, "answer": answer})
 
 
 def _is_answer(text: str) -> bool:

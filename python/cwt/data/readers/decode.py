@@ -2,7 +2,6 @@
 
 import codecs
 import gzip
-import io
 import zlib
 from pathlib import Path
 
@@ -68,12 +67,14 @@ def decode(data: bytes, path: Path) -> str:
 def _unzstd(data: bytes) -> bytes:
     import zstandard
 
-    try:
-        # A stream: files of several frames, and frames that do not say their size.
-        with zstandard.ZstdDecompressor().stream_reader(
-            io.BytesIO(data), read_across_frames=True
-        ) as stream:
-            unpacked = stream.read()
-    except zstandard.ZstdError as error:
-        raise OSError(str(error)) from None
-    return bytes(unpacked)
+    parts = []
+    while data:  # frame by frame, as `cat a.zst b.zst` joins them
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(data))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from None
+        if not frame.eof:  # nothing else tells a file that was cut
+            raise EOFError("Compressed file ended before the end of a frame")
+        data = frame.unused_data
+    return b"".join(parts)

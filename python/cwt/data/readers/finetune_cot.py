@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cwt.data.readers.json_rows import PARTS, Row
-from cwt.data.readers.raw import RawExample, Unusable, as_answer, as_text
+from cwt.data.readers.raw import RawExample, as_answer, as_text
 from cwt.errors import UserError
 
 NAME = "Fine-tune-CoT"
@@ -27,13 +27,11 @@ def read(row: Mapping[str, Any]) -> list[RawExample]:
     """Returns the rationale, "Therefore, the answer is" and what followed, and the gold answer.
 
     Raises:
-        Unusable: a rationale that ended at the limit of tokens, a value that is not text.
+        Unusable: a value that is not text.
     """
     question = as_text(row["question"], "question")
     text = as_text(row["reasoning_completion"], "reasoning_completion")
     gold = as_answer(row.get("answer"), "answer")
-    if row.get("reasoning_finish_reason") == "length":
-        raise Unusable("rationale was cut off", f"{len(text)} characters, finish reason length")
     if text and (final := as_text(row.get("completion"), "completion")):
         text = f"{text}\nTherefore, the answer is {final}"
     columns = {
@@ -43,7 +41,9 @@ def read(row: Mapping[str, Any]) -> list[RawExample]:
     }
     index, sample = row.get("sample_index"), row.get("completion_index", 0)
     name = "" if index is None else f"{index}-{sample}"
-    return [RawExample(question, text, gold, columns, name)]
+    cut = row.get("reasoning_finish_reason") == "length"  # at the teacher's limit of tokens
+    problem = "rationale was cut off" if cut else ""
+    return [RawExample(question, text, gold, columns, name, problem)]
 
 
 def split_file(path: Path) -> Path | None:

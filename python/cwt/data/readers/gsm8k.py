@@ -15,7 +15,7 @@ _MARKS = re.compile(r"<<[^<>]*>>")
 def matches(row: Mapping[str, Any]) -> bool:
     """Returns whether a row has a question and an answer that ends with a line "#### X"."""
     answer = row.get("answer")
-    plain = not columns.find(row, columns.THOUGHT + columns.REPLY)
+    plain = not columns.filled(row, columns.THOUGHT + columns.REPLY)
     return (
         plain
         and bool(columns.find(row, columns.QUESTION))

@@ -46,6 +46,8 @@ def json_rows(
         UserError: a list that is not JSON (file, line, reason), or an object without rows.
     """
     if text.lstrip(_SPACE).startswith("["):
+        if _first_line_is_whole(text):
+            return "JSON lines", list(_lines(text))
         return "JSON list", list(_items(text, path))
     try:
         whole = json.loads(text)
@@ -61,6 +63,15 @@ def json_rows(
     if is_row(whole):
         return "JSON object", [Row(1, "line 1", whole)]
     return _parts(whole, path, training)
+
+
+def _first_line_is_whole(text: str) -> bool:
+    """Returns whether the first line is JSON of its own, and more lines follow."""
+    first, _, rest = text.strip(_SPACE).partition("\n")
+    try:
+        return bool(rest) and json.loads(first) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(text: str) -> Iterator[Row]:

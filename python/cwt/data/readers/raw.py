@@ -31,7 +31,8 @@ class RawExample:
         rationale: the teacher's text, "" where there is none.
         gold: the answer of a column of its own; None where the answer stands in the text only.
         columns: what was taken from where, such as {"question": "problem", "answer": "label"}.
-        id: the file's own name of the row, "" where it has none.
+        id: the format's own name of the sample, "" where it has none.
+        problem: why the rationale that is there is no good; heeded where rationales are read.
     """
 
     question: str
@@ -39,6 +40,7 @@ class RawExample:
     gold: str | None
     columns: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
+    problem: str = ""
 
 
 def question_key(question: str) -> str:
@@ -95,6 +97,8 @@ def as_answer(value: Any, what: str = "answer") -> str | None:
     """
     if isinstance(value, list) and len(value) <= 1:
         value = value[0] if value else None
+    if isinstance(value, list):
+        raise Unusable("several gold answers", excerpt(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return as_text(value, what) or None

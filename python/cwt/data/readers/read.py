@@ -139,14 +139,16 @@ class _Reader:
         """
         if not raw.question:
             raise Unusable("no question")
-        if not raw.rationale and self._rationales:
-            raise Unusable("no rationale")
-        text = without_marks(raw.rationale)
-        answer, origin = self._answer(raw, text)
+        units: tuple[str, ...] = ()
         if self._rationales:
+            if not raw.rationale or raw.problem:
+                raise Unusable(raw.problem or "no rationale")
+            text = without_marks(raw.rationale)
+            answer, origin = self._answer(raw, text)
             units, origin = self._units(text, answer, origin)
-        else:
-            units = ()
+        else:  # beside a gold answer the text does not matter, and may be anything
+            text = "" if raw.gold is not None else without_marks(raw.rationale)
+            answer, origin = self._answer(raw, text)
         self._once(raw.question, text, answer)
         identifier = self._id(row, raw, k)
         self._found.examples.append(Example(identifier, raw.question, units, answer))
@@ -156,7 +158,7 @@ class _Reader:
         """Returns the answer and where it came from."""
         stated = extract_answer(text) if text else None
         if raw.gold is not None:
-            if self._rationales and stated is not None and not same_answer(stated, raw.gold):
+            if stated is not None and not same_answer(stated, raw.gold):
                 detail = f"it says {excerpt(stated, 40)!r}, gold is {excerpt(raw.gold, 40)!r}"
                 raise Unusable("rationale contradicts the gold answer", detail)
             return raw.gold, f"the column {raw.columns.get('answer', 'answer')}"
@@ -206,8 +208,8 @@ class _Reader:
 
     def _id(self, row: Row, raw: RawExample, k: int | None) -> str:
         """Returns a name that no other example has."""
-        own = raw.id or _own_id(row.value)
-        base = own or f"{self._stem}-{row.number}"
+        own = "" if raw.id else _own_id(row.value)
+        base = own or f"{self._stem}-{raw.id or row.number}"
         base = base if k is None else f"{base}-{k + 1}"
         identifier, n = base, 1
         while identifier in self._ids:

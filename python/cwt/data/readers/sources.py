@@ -8,6 +8,7 @@ from typing import Any
 from cwt.data.readers import finetune_cot, formats
 from cwt.data.readers.decode import decode, read_bytes
 from cwt.data.readers.json_rows import Row, json_rows
+from cwt.data.readers.raw import excerpt
 from cwt.data.readers.tables import csv_rows, dataset_rows, delimiter_of, parquet_rows
 from cwt.errors import UserError
 
@@ -72,14 +73,15 @@ def _open_file(path: Path, training: bool, named: bool) -> Source:
         return Source("Parquet", parquet_rows(path, data), [path], [], stem)
     text = decode(data, path)
     first = text.lstrip("\ufeff \t\r\n")[:1]
-    if first not in "[{" and not _looks_like_json_lines(text):
-        if not _looks_like_csv(text, named):
-            header = " ".join(text.strip().partition("\n")[0][:80].split())
+    if first not in "[{":
+        if _looks_like_csv(text, named):
+            return Source("CSV", csv_rows(text, path), [path], [], stem)
+        if not _looks_like_json_lines(text):
             raise UserError(
                 f"{path}: wanted JSON, JSON lines, Parquet, or CSV with a first line of column "
-                f"names such as question,rationale,answer; got a file that begins {header!r}."
+                f"names such as question,rationale,answer; got a file that begins "
+                f"{excerpt(text.strip())!r}."
             )
-        return Source("CSV", csv_rows(text, path), [path], [], stem)
 
     def is_row(value: dict[str, Any]) -> bool:
         return bool(formats.of(value)) or (named and not any(map(_has_rows, value.values())))
