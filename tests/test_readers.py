@@ -673,8 +673,9 @@ def test_cases(name):
     assert found.examples[0].answer == answer
     assert len({e.id for e in found.examples}) == count
     if rationales:
-        last = {e.units[-1].strip().split("The answer is ")[-1].rstrip(".") for e in found.examples}
-        assert last == {e.answer for e in found.examples}
+        for e in found.examples:  # the last unit states the answer
+            stated = (f"The answer is {e.answer}", f"\\boxed{{{e.answer}}}")
+            assert any(words in e.units[-1] for words in stated), e.units
         assert not any("think>" in unit for e in found.examples for unit in e.units)
 
 
@@ -691,3 +692,87 @@ def test_the_row_that_stopped_the_splitter_is_read_or_listed(name):
 def test_the_text_of_a_special_token_is_data():
     found = read_examples(CASES / "D22_special.json")
     assert all(" The tag <eos> ends a line." in e.units for e in found.examples)
+
+
+# Real files, one line a unit: rows, examples, reasons.
+REAL = {
+    "gsm8k/test.jsonl": (1319, 1319, {}),
+    "gsm8k/test_socratic.jsonl": (1319, 1319, {}),
+    "svamp/SVAMP_ChatGPT_level1_ranked.json": (700, 696, {"rationale of one unit": 4}),
+    "svamp/SVAMP_ChatGPT_level5_ranked.json": (699, 694, {"rationale of one unit": 5}),
+    "strategyqa/strategyQA_chatgpt_level_5_ranked.json": (
+        1999,
+        1997,
+        {"no answer": 1, "repeated question with the same rationale": 1},
+    ),
+}
+REAL_QUESTIONS = {
+    "gsm8k/test.jsonl": 1319,
+    "svamp/test.jsonl": 300,
+    "svamp/SVAMP.json": 1000,
+    "strategyqa/strategyQA_test.json": 290,
+    "finetune_cot/addsub.json": 119,
+    "finetune_cot/date_understanding.json": 111,
+    "finetune_cot/strategy_qa.json": 687,
+}
+# Fine-tune-CoT: samples to train on, of them cut off at the teacher's limit, and repeated.
+COMPLETIONS = {
+    "addsub": (276, 27, 0),
+    "coin_flip": (382, 10, 1),
+    "date_understanding": (290, 6, 0),
+    "last_letter_concatenation": (382, 2, 0),
+    "multiarith": (612, 24, 8),
+    "single_eq": (356, 54, 0),
+    "strategy_qa": (1603, 456, 0),
+    "svamp": (700, 94, 0),
+    "tracking_shuffled_objects": (557, 16, 0),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("name", REAL)
+def test_real_rationales(name):
+    rows, count, reasons = REAL[name]
+    found = read_examples(DATA / name, "line")
+    assert (found.rows, len(found.examples), dict(found.reasons)) == (rows, count, reasons)
+    assert all("<<" not in e.rationale for e in found.examples)
+
+
+@needs_data
+@pytest.mark.parametrize("name", REAL_QUESTIONS)
+def test_real_questions(name):
+    found = read_examples(DATA / name, rationales=False)
+    assert len(found.examples) == REAL_QUESTIONS[name]
+
+
+@needs_data
+def test_svamp_questions_are_those_of_the_published_file():
+    wanted = {row["ID"]: row for row in json.loads((DATA / "svamp/SVAMP.json").read_text())}
+    for example in read_examples(DATA / "svamp/SVAMP.json", rationales=False).examples:
+        row = wanted.pop(example.id)
+        assert example.question.endswith(row["Question"].strip())
+        assert example.question.startswith(row["Body"].strip())
+        assert float(example.answer) == row["Answer"]
+    assert not wanted
+
+
+@needs_data
+@pytest.mark.parametrize("task", COMPLETIONS)
+def test_real_fine_tune_cot(task):
+    samples, cut, repeated = COMPLETIONS[task]
+    path = DATA / "finetune_cot" / f"{task}.json"
+    train = set(json.loads(path.with_suffix(".split.json").read_text())["train"])
+    data = json.loads(path.read_text())["data"]
+    assert samples == sum(len(data[str(index)]) for index in train)
+    found = read_examples(path, "line")
+    reasons = found.reasons
+    assert reasons["rationale was cut off"] == cut
+    assert reasons["repeated question with the same rationale"] <= repeated
+    assert reasons[f"not in the part 'train' of {task}.split.json"] == found.rows - samples
+    assert len(found.examples) + sum(reasons.values()) == found.rows
+    for example in found.examples:
+        _, index, k = example.id.rsplit("-", 2)
+        source = data[index][int(k)]
+        assert int(index) in train
+        assert example.answer == source["answer"]
+        assert example.rationale.startswith(source["reasoning_completion"].strip())
