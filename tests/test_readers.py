@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import time
 
 import pytest
 from app_fixtures import DATA, needs_data
@@ -93,6 +94,11 @@ FORMATS = {
     ),
     "gsm8k": (
         {"question": "Q", "answer": "3 of 2.\nThat makes 3 * 2 = <<3*2=6>>6.\n#### 6"},
+        "Q",
+        ("3 of 2.", "\nThat makes 3 * 2 = 6.", "\nThe answer is 6"),
+    ),
+    "alpaca of gsm8k": (
+        {"instruction": "Q", "output": "3 of 2.\nThat makes 3 * 2 = <<3*2=6>>6.\n\n#### 6\n"},
         "Q",
         ("3 of 2.", "\nThat makes 3 * 2 = 6.", "\nThe answer is 6"),
     ),
@@ -328,6 +334,11 @@ def test_as_answer():
         ("a\n</think>\nThe answer is 1", "a\n\nThe answer is 1"),
         ("<think></think>\nThe answer is 1", "The answer is 1"),
         ("<reasoning>a</reasoning><answer>1</answer>", "a\n\nThe answer is 1"),
+        (
+            "<answer>no</answer> a <answer>\nThe answer is 1\n</answer> b",
+            "<answer>no</answer> a The answer is 1 b",
+        ),
+        ("a <answer> b",) * 2,
         (
             "<|begin_of_thought|>a<|end_of_thought|>\n<|begin_of_solution|>The answer is 1"
             "<|end_of_solution|>",
@@ -598,6 +609,21 @@ def test_a_changed_file_has_another_hash(tmp_path):
     assert file_hashes([path]) != before
     with pytest.raises(UserError, match="absent: cannot be read"):
         file_hashes([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<answer>", "</answer><answer>", "<think>", "</think> ", "#### ", "\n#### 5 ", "<<",
+     "\\boxed{", "[", "\0", "\u2028", "1. ", "x" * 100 + " "],
+)  # fmt: skip
+def test_a_megabyte_ends(tmp_path, text):
+    row = {"question": "Q", "rationale": text * (2**20 // len(text)) + " end. ", "answer": "6"}
+    rows = [row, {**row, "question": "<think>" + row["rationale"]}, ROWS[0]]
+    path = put(tmp_path / "f.jsonl", "\n".join(map(json.dumps, rows)))
+    begin = time.perf_counter()
+    found = read_examples(path, "line")
+    assert len(found.examples) + len(found.dropped) == 3
+    assert time.perf_counter() - begin < 30  # 0.2 s where nothing else runs
 
 
 VALUES = st.recursive(

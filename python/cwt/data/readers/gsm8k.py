@@ -1,11 +1,14 @@
-"""GSM8K: {question, answer}, the answer a solution with calculator marks, then "#### X"."""
+"""GSM8K: {question, answer}, the answer a solution with calculator marks, then "#### X".
+
+Texts of other formats that end in such a line are read by the same rule, `stated`.
+"""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from cwt.data.readers import columns
-from cwt.data.readers.raw import RawExample, Unusable, as_text
+from cwt.data.readers.raw import RawExample, as_text
 
 NAME = "GSM8K"
 _FINAL = re.compile(r"(?:^|\n)[ \t]*####[ \t]*([^\n#][^\n]*)\s*$")
@@ -31,12 +34,19 @@ def read(row: Mapping[str, Any]) -> list[RawExample]:
         Unusable: a question that is not text.
     """
     asked = columns.find(row, columns.QUESTION)
-    text = as_text(row["answer"], "answer")
+    text, gold = stated(as_text(row["answer"], "answer"))
+    taken = {"question": asked, "rationale": "answer", "answer": "answer (after ####)"}
+    return [RawExample(columns.question_of(row, asked), text, gold, taken)]
+
+
+def stated(text: str) -> tuple[str, str | None]:
+    """Returns a text that ends with a line "#### X" with a sentence for it, and X.
+
+    Calculator marks (<<3*2=6>>) go. Another text is returned as it is, with None.
+    """
     final = _FINAL.search(text)
     if not final:
-        raise Unusable("no answer")
-    gold = final.group(1).strip()
+        return text, None
+    answer = final.group(1).strip()
     body = _MARKS.sub("", text[: final.start()]).strip()
-    taken = {"question": asked, "rationale": "answer", "answer": "answer (after ####)"}
-    rationale = f"{body}\nThe answer is {gold}" if body else ""
-    return [RawExample(columns.question_of(row, asked), rationale, gold, taken)]
+    return f"{body}\nThe answer is {answer}".strip(), answer

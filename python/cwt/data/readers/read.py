@@ -6,7 +6,7 @@ from pathlib import Path
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.example import Example
 from cwt.data.readers import columns as named_columns
-from cwt.data.readers import formats
+from cwt.data.readers import formats, gsm8k
 from cwt.data.readers.imported import Dropped, Imported
 from cwt.data.readers.json_rows import Row
 from cwt.data.readers.raw import (
@@ -143,7 +143,7 @@ class _Reader:
         if self._rationales:
             if not raw.rationale or raw.problem:
                 raise Unusable(raw.problem or "no rationale")
-            text = without_marks(raw.rationale)
+            text, _ = gsm8k.stated(without_marks(raw.rationale))
             answer, origin = self._answer(raw, text)
             units, origin = self._units(text, answer, origin)
         else:  # beside a gold answer the text does not matter, and may be anything

@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[Row]:
 def _field(text: str) -> Any:
     if text.startswith("[") and text.rstrip().endswith("]"):
         try:
-            value = ast.literal_eval(text.strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # "\\d" in a text
+                value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text
         if value and all(isinstance(item, (str, dict)) for item in value):

@@ -13,7 +13,6 @@ _MARKS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
 _SOLUTION = re.compile(r"<\|(?:begin|end)_of_solution\|>")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def without_marks(text: str) -> str:
@@ -21,7 +20,7 @@ def without_marks(text: str) -> str:
 
     A marker counts where it opens the text, and a closing one without its opening one (which chat
     templates put into the prompt) where its line ends with it. Elsewhere the same letters are data.
-    `<answer>X</answer>` in the reply becomes "The answer is X".
+    The last `<answer>X</answer>` of the reply becomes "The answer is X".
 
     Raises:
         Unusable: a thought that is opened and not closed.
@@ -46,8 +45,11 @@ def join_thought(thought: str, reply: str) -> str:
 
 def _reply(text: str) -> str:
     text = _SOLUTION.sub("", text)
-    return _ANSWER.sub(lambda match: _stated(match.group(1).strip()), text).strip()
-
-
-def _stated(answer: str) -> str:
-    return answer if extract_answer(answer) or not answer else f"The answer is {answer}"
+    before, found, rest = text.rpartition("<answer>")
+    answer, closed, after = rest.partition("</answer>")
+    if not (found and closed):
+        return text.strip()
+    answer = answer.strip()
+    if answer and extract_answer(answer) is None:
+        answer = f"The answer is {answer}"
+    return f"{before}{answer}{after}".strip()
