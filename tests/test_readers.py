@@ -9,6 +9,7 @@ import time
 import pytest
 from app_fixtures import DATA, needs_data
 from cwt.data import readers
+from cwt.data.answers import same_answer
 from cwt.data.example import load_examples, write_examples
 from cwt.data.readers import describe, file_hashes, read_examples
 from cwt.data.readers.raw import Unusable, as_answer, as_text
@@ -616,14 +617,14 @@ def test_a_changed_file_has_another_hash(tmp_path):
     ["<answer>", "</answer><answer>", "<think>", "</think> ", "#### ", "\n#### 5 ", "<<",
      "\\boxed{", "[", "\0", "\u2028", "1. ", "x" * 100 + " "],
 )  # fmt: skip
-def test_a_megabyte_ends(tmp_path, text):
-    row = {"question": "Q", "rationale": text * (2**20 // len(text)) + " end. ", "answer": "6"}
+def test_long_texts_end(tmp_path, text):
+    row = {"question": "Q", "rationale": text * (2**17 // len(text)) + " end. ", "answer": "6"}
     rows = [row, {**row, "question": "<think>" + row["rationale"]}, ROWS[0]]
     path = put(tmp_path / "f.jsonl", "\n".join(map(json.dumps, rows)))
     begin = time.perf_counter()
     found = read_examples(path, "line")
     assert len(found.examples) + len(found.dropped) == 3
-    assert time.perf_counter() - begin < 30  # 0.2 s where nothing else runs
+    assert time.perf_counter() - begin < 30  # seconds; 1 where nothing else runs
 
 
 VALUES = st.recursive(
@@ -726,11 +727,6 @@ REAL = {
     "gsm8k/test_socratic.jsonl": (1319, 1319, {}),
     "svamp/SVAMP_ChatGPT_level1_ranked.json": (700, 696, {"rationale of one unit": 4}),
     "svamp/SVAMP_ChatGPT_level5_ranked.json": (699, 694, {"rationale of one unit": 5}),
-    "strategyqa/strategyQA_chatgpt_level_5_ranked.json": (
-        1999,
-        1997,
-        {"no answer": 1, "repeated question with the same rationale": 1},
-    ),
 }
 REAL_QUESTIONS = {
     "gsm8k/test.jsonl": 1319,
@@ -741,17 +737,17 @@ REAL_QUESTIONS = {
     "finetune_cot/date_understanding.json": 111,
     "finetune_cot/strategy_qa.json": 687,
 }
-# Fine-tune-CoT: samples to train on, of them cut off at the teacher's limit, and repeated.
+# Fine-tune-CoT: samples to train on, and how many of them were cut off at the teacher's limit.
 COMPLETIONS = {
-    "addsub": (276, 27, 0),
-    "coin_flip": (382, 10, 1),
-    "date_understanding": (290, 6, 0),
-    "last_letter_concatenation": (382, 2, 0),
-    "multiarith": (612, 24, 8),
-    "single_eq": (356, 54, 0),
-    "strategy_qa": (1603, 456, 0),
-    "svamp": (700, 94, 0),
-    "tracking_shuffled_objects": (557, 16, 0),
+    "addsub": (276, 27),
+    "coin_flip": (382, 10),
+    "date_understanding": (290, 6),
+    "last_letter_concatenation": (382, 2),
+    "multiarith": (612, 24),
+    "single_eq": (356, 54),
+    "strategy_qa": (1603, 456),
+    "svamp": (700, 94),
+    "tracking_shuffled_objects": (557, 16),
 }
 
 
@@ -762,6 +758,15 @@ def test_real_rationales(name):
     found = read_examples(DATA / name, "line")
     assert (found.rows, len(found.examples), dict(found.reasons)) == (rows, count, reasons)
     assert all("<<" not in e.rationale for e in found.examples)
+
+
+@needs_data
+def test_real_strategyqa():
+    found = read_examples(DATA / "strategyqa/strategyQA_chatgpt_level_5_ranked.json", "line")
+    assert found.reasons.pop("repeated question with the same rationale") == 1
+    assert found.reasons["no answer"] <= 1  # "The answer.False"
+    assert len(found.examples) + len(found.dropped) == found.rows == 1999
+    assert {e.answer for e in found.examples} == {"True", "False"}
 
 
 @needs_data
@@ -785,16 +790,24 @@ def test_svamp_questions_are_those_of_the_published_file():
 @needs_data
 @pytest.mark.parametrize("task", COMPLETIONS)
 def test_real_fine_tune_cot(task):
-    samples, cut, repeated = COMPLETIONS[task]
+    samples, cut = COMPLETIONS[task]
     path = DATA / "finetune_cot" / f"{task}.json"
     train = set(json.loads(path.with_suffix(".split.json").read_text())["train"])
     data = json.loads(path.read_text())["data"]
-    assert samples == sum(len(data[str(index)]) for index in train)
+    given = [row for index in train for row in data[str(index)]]
+    whole = [row for row in given if row["reasoning_finish_reason"] != "length"]
+    assert (len(given), len(given) - len(whole)) == (samples, cut)
     found = read_examples(path, "line")
     reasons = found.reasons
     assert reasons["rationale was cut off"] == cut
-    assert reasons["repeated question with the same rationale"] <= repeated
     assert reasons[f"not in the part 'train' of {task}.split.json"] == found.rows - samples
+    # The teacher's last words alone, without the rationale before them, tell right from wrong;
+    # two go on arguing after their answer.
+    wrong = sum(not same_answer(row["completion"].strip(), row["answer"]) for row in whole)
+    assert abs(reasons["rationale contradicts the gold answer"] - wrong) <= 2
+    texts = {(r["question"], r["reasoning_completion"].strip(), r["completion"]) for r in whole}
+    repeated = reasons["repeated question with the same rationale"]
+    assert repeated <= len(whole) - len(texts)
     assert len(found.examples) + sum(reasons.values()) == found.rows
     for example in found.examples:
         _, index, k = example.id.rsplit("-", 2)
