@@ -1,7 +1,8 @@
 """{question, rationale, answer} under the names that people use, or under the names given.
 
 A text of reasoning (`rationale`, `thinking`, ...) and a reply (`solution`, `response`, ...) in one
-row are one rationale: the thought, then the reply. MATH files are rows of this kind: {problem,
+row are one rationale: the thought, then the reply. A `solution` beside a thought that states its
+answer is somebody else's, and is left out. MATH files are rows of this kind: {problem,
 solution}, the answer in the solution's \\boxed{}.
 """
 
@@ -31,9 +32,10 @@ ANSWER = tuple(
     "final_answer expected_answer gold_answer gold ground_truth correct_answer answer label "
     "answer_key target ideal correct".split()
 )
+_FOLLOWS = ("response", "output", "completion", "assistant")  # are written after a thought
 _SHORT = 80  # characters of a reply that is an answer
 _LONG = 200  # characters of an answer column that is a rationale
-_EMPTY = (None, "", [])
+_EMPTY: tuple[Any, ...] = (None, "", [])
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -58,8 +60,10 @@ def read(row: Mapping[str, Any]) -> list[RawExample]:
         added = as_text(row[reply], reply)
         if gold is None and _is_answer(added):
             gold, gold_name = added, reply
-        else:
+        elif column_name(reply) in _FOLLOWS or not any(map(extract_answer, texts)):
             texts = [join_thought(text, added) for text in texts] or [added]
+        else:
+            reply = ""
     taken = {"question": asked, "rationale": " + ".join(n for n in (thought, reply) if n)}
     return raws(question, texts, gold, {**taken, **({"answer": gold_name} if gold_name else {})})
 

@@ -27,6 +27,12 @@ def is_turns(value: Any) -> bool:
     )
 
 
+def has_reply(turns: list[dict[str, Any]]) -> bool:
+    """Returns whether one of the turns is the model's."""
+    roles = (turn.get("role", turn.get("from")) for turn in turns)
+    return any(_ROLES.get(role) == "assistant" for role in roles if isinstance(role, str))
+
+
 def exchange(turns: list[dict[str, Any]]) -> tuple[str, str]:
     """Returns the question and the reply, "" where nobody has replied.
 

@@ -132,27 +132,29 @@ def _columns_of_lists(whole: dict[str, Any]) -> list[dict[str, Any]]:
         if keys and all(key.isdigit() for key in keys):
             return [{name: whole[name][key] for name in whole} for key in keys]
         return []
-    # Rows inside an object are objects; in columns at least one holds something else.
-    if all(isinstance(v, list) for v in values) and len({len(v) for v in values}) == 1:
-        if all(isinstance(item, dict) for v in values for item in v):
-            return []
-        return [dict(zip(whole, items, strict=True)) for items in zip(*values, strict=True)]
-    return []
+    if not all(isinstance(v, list) for v in values) or len({len(v) for v in values}) > 1:
+        return []
+    # Parts with rows hold objects, each of them; a column of questions holds none.
+    if all(any(isinstance(item, dict) for item in v) for v in values):
+        return []
+    return [dict(zip(whole, items, strict=True)) for items in zip(*values, strict=True)]
 
 
 def _parts(whole: dict[str, Any], path: Path, training: bool) -> tuple[str, list[Row]]:
     """Returns the rows inside an object: of its one list, or of the part that was asked for."""
-    parts = {name: found for name, value in whole.items() if (found := _rows_inside(value))}
+    known = {*PARTS[True], *PARTS[False]}
+    # {"data": {"train": [...], "test": [...]}}
+    inner = next((v for v in whole.values() if isinstance(v, dict) and v.keys() & known), {})
+    parts = _lists_of_rows(inner) or _lists_of_rows(whole)
     if not parts:
         raise UserError(
             f"{path}: wanted rows (a list, lines, or an object with a list of rows in it), got an "
             f"object of {', '.join(map(str, whole)) or 'nothing'}."
         )
     names = list(parts)
-    wanted = [n for n in PARTS[training] if n in parts] or [n for n in names if n == "data"]
+    wanted = [n for n in (*PARTS[training], "data", "rows") if n in parts]
     chosen = (wanted or names)[0]
-    known = {*PARTS[True], *PARTS[False]}
-    if len(parts) > 1 and chosen not in known | {"data"}:
+    if len(parts) > 1 and chosen not in known | {"data", "rows"}:
         raise UserError(
             f"{path}: an object with several lists of rows ({', '.join(names)}); wanted one list, "
             f"or the names train and test."
@@ -161,8 +163,19 @@ def _parts(whole: dict[str, Any], path: Path, training: bool) -> tuple[str, list
     for name, values in parts.items():
         reason = "" if name == chosen else f"in the part {name!r}, not in {chosen!r}"
         for i, value in enumerate(values, 1):
-            rows.append(Row(len(rows) + 1, f"{name} item {i}", value, reason, not reason))
+            rows.append(Row(len(rows) + 1, f"{name} item {i}", _bare(value), reason, not reason))
     return f"JSON object, rows in {chosen!r}", rows
+
+
+def _lists_of_rows(whole: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: found for name, value in whole.items() if (found := _rows_inside(value))}
+
+
+def _bare(value: Any) -> Any:
+    """Returns a row without the {"row_idx": 0, "row": {...}} that the hub's viewer puts around."""
+    if isinstance(value, dict) and "row_idx" in value and isinstance(value.get("row"), dict):
+        return value["row"]
+    return value
 
 
 def _rows_inside(value: Any) -> list[Any]:

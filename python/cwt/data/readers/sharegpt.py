@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cwt.data.readers.conversation import is_turns
-from cwt.data.readers.messages import read_turns
+from cwt.data.readers.messages import holds_exchange, read_turns
 from cwt.data.readers.raw import RawExample
 
 NAME = "ShareGPT"
@@ -13,7 +13,7 @@ _NAMES = ("conversations", "conversation")
 
 def matches(row: Mapping[str, Any]) -> bool:
     """Returns whether a row has a list of turns under `conversations`."""
-    return any(is_turns(row.get(name)) for name in _NAMES)
+    return any(holds_exchange(row, name) for name in _NAMES)
 
 
 def read(row: Mapping[str, Any]) -> list[RawExample]:
