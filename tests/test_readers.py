@@ -191,6 +191,11 @@ def test_named_columns(tmp_path):
     assert (example.question, example.units, example.answer) == ("Q", UNITS, "6")
     (example,) = one(tmp_path, row, columns={**names, "rationale": "absent"}, rationales=False)
     assert (example.units, example.answer) == ((), "6")
+    gsm8k = {"frage": "Q", "loesung": "There are 3 of 2.\nThat makes <<3*2=6>>6.\n#### 6"}
+    (example,) = one(tmp_path, gsm8k, columns={"question": "frage", "answer": "loesung"})
+    assert (example.units[-1], example.answer) == ("\nThe answer is 6", "6")
+    with pytest.raises(UserError, match="no column 'ergebniss'"):
+        one(tmp_path, row, columns={**names, "answer": "ergebniss"})
     with pytest.raises(UserError, match=r"no column 'fragen'.*got the columns frage, weg"):
         one(tmp_path, row, columns={**names, "question": "fragen"})
     with pytest.raises(UserError, match=r"wanted question=NAME with rationale=NAME.*got fragw=x"):
@@ -231,7 +236,8 @@ def test_questions_only(tmp_path):
         {"question": "G", "answer": "1 + 1 = 2\n#### 2"},
         {"instruction": "I", "output": "", "label": False},
         {"instruction": "J", "output": "", "label": "False"},
-        {"question": "K", "answer": "\\boxed{7}"},
+        {"question": "K", "answer": "\\boxed{7}", "label": "8"},
+        {"question": "R", "answer": " ", "label": "8"},
         {"instruction": "L", "input": "", "output": "Oslo"},
         {"input": [{"role": "user", "content": "M"}], "ideal": ["x"]},
         {"input": [{"role": "user", "content": "N"}], "ideal": ["x", "y"]},
@@ -246,6 +252,7 @@ def test_questions_only(tmp_path):
         ("I", "no", ()),
         ("J", "False", ()),
         ("K", "7", ()),
+        ("R", "8", ()),
         ("L", "Oslo", ()),
         ("M", "x", ()),
         ("P", "8", ()),
@@ -459,6 +466,8 @@ def test_tables(tmp_path):
     assert read_examples(tmp_path / "both").notes == ["split 'test' was not read (1 rows)"]
     with pytest.raises(UserError, match="wanted the split 'dev', got train, test"):
         asked(f"{tmp_path / 'both'}::dev")
+    with pytest.raises(UserError, match=r"has no configuration 'test'.*both::test"):
+        asked(f"{tmp_path / 'both'}:test")
     with pytest.raises(UserError, match=r"cannot be read as Parquet"):
         asked(put(tmp_path / "cut.parquet", b"PAR1" + bytes(40)))
     files = read_examples(tmp_path / "folder").files
@@ -500,7 +509,7 @@ def test_csv_cells(tmp_path):
         ("line 4", "no rationale"),
         ("line 5", "not as many fields as columns"),
     ]
-    with pytest.raises(UserError, match=r"f.csv: cannot be read as CSV: .*"):
+    with pytest.raises(UserError, match=r"f.csv, line 2: cannot be read as CSV: .*"):
         read_examples(put(tmp_path / "f.csv", 'question,rationale\nQ,"no end\n'))
     with pytest.raises(UserError, match="line 1: the column 'question' comes twice"):
         read_examples(put(tmp_path / "f.csv", "question,question,answer\na,b,c\n"))
@@ -614,6 +623,10 @@ def test_missing_files(tmp_path):
 def test_describe(tmp_path):
     rows = [{"question": "Q", "rationale": BODY, "answer": "6"}, {"question": "R", "cot": None}]
     found = read_examples(put(tmp_path / "f.json", json.dumps(rows)))
+    found.leave_out([(found.examples[0], "in no split")])
+    assert found.examples == []
+    assert (found.dropped[-1].place, found.dropped[-1].excerpt) == ("line 1", "f-1")
+    found = read_examples(tmp_path / "f.json")
     assert describe(found, 3).split("\n") == [
         f"{tmp_path}/f.json: JSON list, 2 rows, 1 examples, 1 dropped",
         "  columns: 2 rows; question = question, rationale = rationale, answer = answer",

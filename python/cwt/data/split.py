@@ -18,18 +18,20 @@ class Splits:
         train: samples to train on; a question may have several.
         validation: one sample a question.
         test: one sample a question.
-        dropped: (example, reason) of every other example that was given.
+        dropped: (example, reason) of every other one of `examples`.
+        not_asked: (example, reason) of every other one of `eval_examples`.
     """
 
     train: list[Example] = field(default_factory=list)
     validation: list[Example] = field(default_factory=list)
     test: list[Example] = field(default_factory=list)
     dropped: list[tuple[Example, str]] = field(default_factory=list)
+    not_asked: list[tuple[Example, str]] = field(default_factory=list)
 
     @property
     def reasons(self) -> Counter[str]:
         """How many examples were dropped for each reason."""
-        return Counter(reason for _, reason in self.dropped)
+        return Counter(reason for _, reason in (*self.dropped, *self.not_asked))
 
 
 def draw_splits(
@@ -65,23 +67,22 @@ def draw_splits(
     rng = random.Random(f"split-{seed}")
     splits = Splits()
     groups = _by_question(examples)
+    limit = len(groups) // 4
     if eval_examples is None:
-        limit = len(groups) // 4
         asked = _draw(groups, rng, min(want_test, limit))
-        splits.test = _one_each(asked, splits, "another sample of a test question")
+        splits.test, splits.dropped = _one_each(asked, "another sample of a test question")
     else:
-        limit = len(groups) // 4
         questions = _by_question(eval_examples)
-        drawn = _draw(questions, rng, want_test)
-        splits.test = _one_each(drawn, splits, "another sample of a test question")
-        splits.dropped += [(e, "test question not drawn") for g in questions.values() for e in g]
-        for key in drawn:
-            splits.dropped += [(e, "question of the test") for e in groups.pop(key, ())]
-        limit = min(limit, len(groups) // 4)
+        asked = _draw(questions, rng, want_test)
+        splits.test, splits.not_asked = _one_each(asked, "repeated test question")
+        splits.not_asked += [(e, "test question not drawn") for g in questions.values() for e in g]
+        splits.dropped = [(e, "question of the test") for k in asked for e in groups.pop(k, ())]
+        limit = len(groups) // 4
     chosen = _draw(groups, rng, min(want_validation, limit))
-    splits.validation = _one_each(chosen, splits, "another sample of a validation question")
+    splits.validation, others = _one_each(chosen, "another sample of a validation question")
     rest = [e for group in _draw(groups, rng, len(groups)).values() for e in group]
     splits.train = rest[:want_train]
+    splits.dropped += others
     splits.dropped += [(e, "beyond the wanted training samples") for e in rest[want_train:]]
     if not (splits.train and splits.validation and splits.test):
         raise UserError(
@@ -107,7 +108,9 @@ def _draw(
     return {key: groups.pop(key) for key in keys}
 
 
-def _one_each(groups: dict[str, list[Example]], splits: Splits, reason: str) -> list[Example]:
-    """Returns the first sample of each question; the others are listed with the reason."""
-    splits.dropped += [(e, reason) for group in groups.values() for e in group[1:]]
-    return [group[0] for group in groups.values()]
+def _one_each(
+    groups: dict[str, list[Example]], reason: str
+) -> tuple[list[Example], list[tuple[Example, str]]]:
+    """Returns the first sample of each question, and the others with the reason."""
+    others = [(e, reason) for group in groups.values() for e in group[1:]]
+    return [group[0] for group in groups.values()], others

@@ -11,7 +11,15 @@ from typing import Any
 
 from cwt.data.answers import extract_answer
 from cwt.data.readers.conversation import exchange, is_turns
-from cwt.data.readers.raw import RawExample, Unusable, as_answer, as_text, as_texts, column_name
+from cwt.data.readers.raw import (
+    RawExample,
+    Unusable,
+    as_answer,
+    as_text,
+    as_texts,
+    column_name,
+    is_absent,
+)
 from cwt.data.readers.think import join_thought
 
 NAME = "columns"
@@ -35,7 +43,6 @@ ANSWER = tuple(
 _FOLLOWS = ("response", "output", "completion", "assistant")  # are written after a thought
 _SHORT = 80  # characters of a reply that is an answer
 _LONG = 200  # characters of an answer column that is a rationale
-_EMPTY: tuple[Any, ...] = (None, "", [])
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -72,13 +79,15 @@ def read_named(row: Mapping[str, Any], names: Mapping[str, str]) -> list[RawExam
     """Returns the samples of a row whose columns the caller names: {role: column}.
 
     Raises:
-        Unusable: the row has no such question column, or a value that is not text.
+        Unusable: the row has no such column for the question or the answer, or a value that is not
+            text.
     """
-    if names["question"] not in row:
-        raise Unusable(f"no column {names['question']!r}")
+    for role in ("question", "answer"):
+        if role in names and names[role] not in row:
+            raise Unusable(f"no column {names[role]!r}")
     question = as_text(row[names["question"]], "question")
     texts = samples(row, names.get("rationale", ""))
-    if "answer" in names and "rationale" not in names and "rationale" not in row:
+    if "rationale" not in names:
         return [_question_and_answer(row, question, names["question"], names["answer"])]
     return raws(question, texts, gold_of(row, names.get("answer", "")), names)
 
@@ -94,13 +103,13 @@ def find(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """Returns the row's column that comes first among the names, with a value or without."""
     known = {column_name(key): key for key in row if isinstance(key, str)}
     there = [known[name] for name in names if name in known]
-    return next((name for name in there if row[name] not in _EMPTY), (*there, "")[0])
+    return next((name for name in there if not is_absent(row[name])), (*there, "")[0])
 
 
 def filled(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """Returns the row's first column among the names that has a value, "" where none has."""
     name = find(row, names)
-    return name if name and row[name] not in _EMPTY else ""
+    return name if name and not is_absent(row[name]) else ""
 
 
 def gold_column(row: Mapping[str, Any]) -> str:

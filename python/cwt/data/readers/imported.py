@@ -42,6 +42,7 @@ class Imported:
         dropped: what is not used, in the file's order.
         formats: how many rows had which format.
         columns: what was taken from which column, of the first example of each format.
+        places: by id, where the example stands in the file.
         answers_from: by id, where the answer came from.
         files: every file that was read, for `file_hashes`.
         notes: sentences for the user.
@@ -54,6 +55,7 @@ class Imported:
     dropped: list[Dropped] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     answers_from: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -62,6 +64,15 @@ class Imported:
     def reasons(self) -> Counter[str]:
         """How many rows or samples were dropped for each reason."""
         return Counter(drop.reason for drop in self.dropped)
+
+    def leave_out(self, examples: Iterable[tuple[Example, str]]) -> None:
+        """Moves examples, each with a reason, to the dropped ones: those that stand in no split."""
+        left: set[str] = set()
+        for example, reason in examples:
+            left.add(example.id)
+            place = self.places[example.id]
+            self.dropped.append(Dropped(self.source, place, reason, excerpt=excerpt(example.id)))
+        self.examples = [example for example in self.examples if example.id not in left]
 
 
 def describe(result: Imported, n: int = 3) -> str:

@@ -48,17 +48,23 @@ def question_key(question: str) -> str:
     return " ".join(question.split()).casefold()
 
 
+def is_absent(value: Any) -> bool:
+    """Returns whether a value is null, NaN, blank, [], or text that spells null or NaN."""
+    if isinstance(value, str):
+        return not value.strip() or value.strip() in _ABSENT
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
+
+
 def as_text(value: Any, what: str) -> str:
     """Returns a value as text without surrounding white space; "" where it is absent.
 
-    A number is its shortest decimal spelling (51.0 is "51"); null, NaN and their usual spellings
-    are absent.
+    A number is its shortest decimal spelling: 51.0 is "51".
 
     Raises:
         Unusable: a boolean, a list, an object, bytes, an infinite number, or text that is not
             valid Unicode (half of a surrogate pair, or a byte that is not UTF-8).
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value != [] and is_absent(value):
         return ""
     if isinstance(value, str):
         text = value.strip()
@@ -67,7 +73,7 @@ def as_text(value: Any, what: str) -> str:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise Unusable(f"{what} is not valid Unicode", str(error.reason)) from None
-        return "" if text in _ABSENT else text
+        return text
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise Unusable(f"{what} is {_kind(value)}, not text", excerpt(value))
     if not math.isfinite(value):
@@ -95,13 +101,15 @@ def as_answer(value: Any, what: str = "answer") -> str | None:
     Raises:
         Unusable: as `as_text`; a list of several items.
     """
-    if isinstance(value, list) and len(value) <= 1:
-        value = value[0] if value else None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if is_absent(value):
+        return None
     if isinstance(value, list):
         raise Unusable("several gold answers", excerpt(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return as_text(value, what) or None
+    return as_text(value, what)
 
 
 def column_name(name: str) -> str:

@@ -152,6 +152,7 @@ class _Reader:
         self._once(raw.question, text, answer)
         identifier = self._id(row, raw, k)
         self._found.examples.append(Example(identifier, raw.question, units, answer))
+        self._found.places[identifier] = row.place
         self._found.answers_from[identifier] = origin
 
     def _answer(self, raw: RawExample, text: str) -> tuple[str, str]:

@@ -30,17 +30,19 @@ def csv_rows(text: str, path: Path) -> list[Row]:
     Raises:
         UserError: a quote that does not end, or a name of a column that comes twice.
     """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        return list(_csv_rows(text, path))
+        return list(_csv_rows(reader, path))
     except csv.Error as error:
-        raise UserError(f"{path}: cannot be read as CSV: {error}.") from None
+        raise UserError(
+            f"{path}, line {reader.line_num}: cannot be read as CSV: {error}."
+        ) from None
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
+def _csv_rows(reader: Any, path: Path) -> Iterator[Row]:
     header = [name.strip() for name in next(reader)]
     if len(set(header)) < len(header):
         twice = sorted({name for name in header if header.count(name) > 1})
@@ -108,6 +110,11 @@ def dataset_rows(
     saved = folder.is_dir() and (
         (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
     )
+    if saved and config:
+        raise UserError(
+            f"{name}: a saved data set has no configuration {config!r}; wanted a split?"
+            f" Write {name}::{config}."
+        )
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
     except Exception as error:  # what it raises is spread over a dozen libraries
