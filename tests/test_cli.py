@@ -249,3 +249,41 @@ def test_a_missing_package_is_one_line(tmp_path):
     assert done.stderr == (
         "cwt: the application needs the package tyro: pip install 'cwt-ext[app]'\n"
     )
+
+
+def test_a_data_file_that_changed_under_a_run_is_noticed(capsys, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [
+        {"question": f"What is {i} + 1?", "rationale": f"We add 1 to {i}. It is {i + 1}.",
+         "answer": str(i + 1)}
+        for i in range(12)
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("data", "--data", str(file), "--out", str(tmp_path / "r"))
+    main([*command, "--show", "2"])
+    printed = capsys.readouterr().out
+    assert "question = question, rationale = rationale, answer = answer" in printed
+    assert "'We add 1 to " in printed
+    main(list(command))  # nothing changed: nothing to say
+    file.write_text(file.read_text().replace("It is 5.", "It is five."))
+    line = fails(capsys_clear(capsys), *command)
+    assert f"{file}: has changed since" in line
+
+
+def test_strict_stops_at_the_first_row_and_columns_name_others(capsys, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"ask": f"Q {i}?", "why": f"Because of {i}. So {i}.", "so": str(i)} for i in range(9)]
+    rows[4]["why"] = None
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["data", "--data", str(file), "--out", str(tmp_path / "r")]
+    columns = ["--columns", "question=ask,rationale=why,answer=so"]
+    assert "mine.jsonl, line 5" in fails(capsys, *command, *columns, "--strict")
+    assert "wanted question=NAME,rationale=NAME" in fails(capsys, *command, "--columns", "ask")
+    main([*command, *columns])
+    (dropped,) = (tmp_path / "r/data/dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped)["place"] == "line 5"
+
+
+def capsys_clear(capsys):
+    capsys.readouterr()
+    return capsys

@@ -150,8 +150,8 @@ def test_stages_one_by_one_give_the_run(finished, tmp_path):
 
 def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     main([
-        "run", *SMALL, "--methods", "STT,STT-as-judged,continued", "--train.parent", "FTT", "--jobs", "1",
-        "--train.budget-unit", "processed_tokens", "--out", str(tmp_path / "f"),
+        "run", *SMALL, "--methods", "STT,STT-as-judged,continued", "--train.parent", "FTT",
+        "--jobs", "1", "--train.budget-unit", "processed_tokens", "--out", str(tmp_path / "f"),
     ])  # fmt: skip
     rows = {row["name"]: row for row in read_json(tmp_path / "f/report.json")["methods"]}
     assert list(rows) == ["FTT", "continued", "STT", "STT-as-judged"]
@@ -253,9 +253,18 @@ def test_real_rationales_from_file_to_table(tmp_path):
         "--methods", "FTT,CWT,STT", "--jobs", "1",
     ])  # fmt: skip
     report = read_json(tmp_path / "r/report.json")
-    assert report["data"] == {
-        "rationales_read": 699, "dropped": {"rationale of one unit": 5},
-        "train": 60, "validation": 8, "test": 16,
+    found = report["data"]
+    sizes = {name: found[name] for name in ("rationales_read", "train", "validation", "test")}
+    assert sizes == {"rationales_read": 699, "train": 60, "validation": 8, "test": 16}
+    assert found["dropped"] == {
+        "rationale of one unit": 5,
+        "beyond the wanted training samples": 699 - 5 - 60 - 8,
+        "test question not drawn": 300 - 16,
+    }
+    dropped = read_lines(tmp_path / "r/data/dropped.jsonl")
+    assert len(dropped) == sum(found["dropped"].values())
+    assert {Path(row["file"]).name for row in dropped} == {
+        "SVAMP_ChatGPT_level5_ranked.json", "test.jsonl",
     }  # fmt: skip
     for method in ("ac", "dp", "sbc", "sbc-exact"):
         rows = read_lines(tmp_path / f"r/chunks/{method}.jsonl")

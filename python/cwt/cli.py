@@ -158,12 +158,14 @@ class Data(Begins):
         student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
         prompt: template of the prompt, with {question} in it.
         seed: of the data, the order of training and the controls.
+        show: print what was understood, with so many examples unit by unit.
         data: where the examples come from.
     """
 
     student: str = "tiny"
     prompt: str = "{question}\n"
     seed: int = 0
+    show: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     rest: Annotated[RunConfig, tyro.conf.Suppress] = field(default_factory=RunConfig)
 
@@ -172,7 +174,7 @@ class Data(Begins):
         return replace(self.rest, **mine)
 
     def run(self) -> None:
-        from cwt.pipeline.stages import make_data
+        from cwt.pipeline.data import make_data, show_data
         from cwt.students.load import check_student
 
         ws = self.workspace()
@@ -184,6 +186,8 @@ class Data(Begins):
             f"{ws.out}: {record['train']} training examples, {record['validation']} validation and "
             f"{record['test']} test questions; rows left out: {dropped}"
         )
+        if self.show:
+            _print(show_data(ws, self.show))
 
 
 @dataclass(frozen=True)

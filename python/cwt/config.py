@@ -30,8 +30,11 @@ class DataConfig:
     """Where the examples come from.
 
     Attributes:
-        file: file of teacher rationales (JSON or JSONL) in place of generated ones.
-        eval_file: file of test questions; without it a part of --data is held out.
+        file: teacher rationales in place of generated ones: JSON, JSONL, CSV or Parquet (plain,
+            .gz or .zst), a `datasets` folder, or a name on the hub. The columns are recognised.
+        eval_file: test questions, in the same formats; without it a part of --data is held out.
+        columns: names of columns that are not recognised: question=NAME,rationale=NAME,answer=NAME.
+        strict: stop at the first row that cannot be used, in place of listing it.
         task: generated task: arithmetic, objects, letters or coin.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
         unit: the piece of a rationale that is never cut.
@@ -42,6 +45,8 @@ class DataConfig:
 
     file: Annotated[str, short("data")] = ""
     eval_file: Annotated[str, short("eval-data")] = ""
+    columns: Annotated[str, short("columns")] = ""
+    strict: Annotated[bool, short("strict")] = False
     task: Annotated[str, short("task")] = "arithmetic"
     steps: int = 0
     unit: UnitKind = "sentence"

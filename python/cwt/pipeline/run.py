@@ -7,13 +7,13 @@ from typing import Any
 
 from cwt.config import RunConfig
 from cwt.files import read_lines, write_json
+from cwt.pipeline.data import make_data
 from cwt.pipeline.methods import METHODS, needs, selected_methods
 from cwt.pipeline.parallel import default_jobs, run_all
 from cwt.pipeline.results import write_report
 from cwt.pipeline.stages import (
     evaluate_student,
     make_chunks,
-    make_data,
     measure_latency,
     train_method,
 )

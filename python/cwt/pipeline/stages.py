@@ -1,4 +1,4 @@
-"""The stages of a run. Each reads what the one before it wrote, and writes files that stay.
+"""The stages of a run after its data. Each reads what the one before it wrote, and writes files.
 
 A stage whose result is there does nothing: a run that was stopped goes on where it was.
 """
@@ -7,15 +7,11 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from accelerate import PartialState
 
-from cwt.config import save_config
-from cwt.data.example import Example, write_examples
-from cwt.data.readers import read_examples
-from cwt.data.tasks import generate_examples
+from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import evaluate, latency
@@ -34,60 +30,6 @@ from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
 
 CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
-
-
-def make_data(ws: Workspace) -> dict[str, Any]:
-    """Writes data/: disjoint train, validation and test examples, generated or imported."""
-    if ws.data_record.exists():
-        return dict(read_json(ws.data_record))
-    c = ws.config.data
-    record: dict[str, Any] = {"rationales_read": 0, "dropped": {}}
-    if c.file:
-        parts = _import(ws, record)
-    else:
-        sizes = (c.train_size, c.validation_size, c.test_size)
-        parts = generate_examples(c.task, sizes, ws.config.seed, c.steps)
-    save_config(ws.out / "config.yaml", ws.config)  # from here on the folder is this run's
-    for part, examples in zip(("train", "validation", "test"), parts, strict=True):
-        write_examples(ws.data(part), examples)
-        record[part] = len(examples)
-    write_json(ws.data_record, record)
-    return record
-
-
-def _import(ws: Workspace, record: dict[str, Any]) -> list[list[Example]]:
-    """Returns (train, validation, test) of the configured files, and records what was dropped."""
-    c = ws.config.data
-    imported = read_examples(Path(c.file), c.unit)
-    record["rationales_read"] = len(imported.examples)
-    record["dropped"] = dict(imported.dropped)
-    usable = [e for e in imported.examples if len(e.units) >= 2]
-    if short := len(imported.examples) - len(usable):
-        record["dropped"]["rationale of one unit"] = short
-    test: list[Example] = []
-    if c.eval_file:
-        test = read_examples(Path(c.eval_file), c.unit, rationales=False).examples[: c.test_size]
-        asked = {e.question for e in test}
-        usable, known = [e for e in usable if e.question not in asked], len(usable)
-        if known > len(usable):
-            record["dropped"]["question of the test"] = known - len(usable)
-    return _split(usable, test, ws)
-
-
-def _split(usable: list[Example], test: list[Example], ws: Workspace) -> list[list[Example]]:
-    c = ws.config.data
-    random.Random(f"split-{ws.config.seed}").shuffle(usable)
-    want_test = 0 if test else min(c.test_size, len(usable) // 4)
-    want_validation = min(c.validation_size, len(usable) // 4)
-    test = test or usable[:want_test]
-    rest = usable[want_test:]
-    validation = rest[:want_validation]
-    rest = rest[want_validation : want_validation + c.train_size]
-    if not (rest and validation and test):
-        raise UserError(
-            f"{c.file}: {len(usable)} usable rationales are too few to train, choose and test on."
-        )
-    return [rest, validation, test]
 
 
 def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Workspace:
     """A run: its configuration and its folder.
 
     config.yaml                      the configuration, whole
-    data/{train,validation,test}.jsonl, data/data.json
+    data/{train,validation,test}.jsonl, data/data.json, data/dropped.jsonl
     chunks/{ac,dp,sbc,sbc-exact}.jsonl, chunks/chunks.json
     students/<name>/                 Hugging Face folders, with train.json and train_log.jsonl
     skips/<name>.json, .jsonl        units that stay; the evidence of every decision
@@ -48,6 +48,11 @@ class Workspace:
     def data(self, part: str) -> Path:
         """Returns the file of a part of the data: train, validation or test."""
         return self.out / "data" / f"{part}.jsonl"
+
+    @property
+    def dropped(self) -> Path:
+        """The rows that were left out: file, line, reason."""
+        return self.out / "data" / "dropped.jsonl"
 
     @property
     def data_record(self) -> Path:
