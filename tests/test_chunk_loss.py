@@ -65,7 +65,7 @@ def test_reductions_and_masks_equal_oracle(dtype, options, weighted):
     if weighted:
         weight = torch.rand(23, generator=torch.Generator().manual_seed(1))
         weight[::5] = 0
-        options["weight"] = weight
+        options["token_weight"] = weight
     if options.get("stats", True):
         options["mean_grad_norm"] = True
     out, grad = run(*inputs, **options)

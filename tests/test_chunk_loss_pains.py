@@ -126,8 +126,8 @@ def test_second_backward_through_a_kept_graph():
 def test_per_token_weights():  # Liger-Kernel#404
     logits, labels, ids = make(11, 90)
     weight = torch.rand(11)
-    got = cwt_ext.chunk_loss(logits, labels, ids, weight=weight)
-    close(got.loss, reference.chunk_loss(logits, labels, ids, weight=weight).loss, 1e-6)
+    got = cwt_ext.chunk_loss(logits, labels, ids, token_weight=weight)
+    close(got.loss, reference.chunk_loss(logits, labels, ids, token_weight=weight).loss, 1e-6)
 
 
 def test_entropy_and_accuracy_without_holding_logits():  # Liger-Kernel#873, trl#4730
@@ -255,7 +255,7 @@ def test_rows_that_do_not_count_are_not_read(stats):
     silent = ~active[ids] | (labels == -100) | (ids < 0) | (weight == 0)
     poisoned = logits.clone()
     poisoned[silent] = torch.nan
-    options = {"active": active, "weight": weight, "stats": stats}
+    options = {"active": active, "token_weight": weight, "stats": stats}
     a = cwt_ext.chunk_loss(logits, labels, ids, **options)
     b = cwt_ext.chunk_loss(poisoned, labels, ids, **options)
     assert torch.equal(a.loss, b.loss)

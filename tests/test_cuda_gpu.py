@@ -84,7 +84,7 @@ def test_options_equal_oracle(dtype, reduction, options):
         **options,
         "reduction": reduction,
         "active": torch.tensor([0.5, 0.0, 2.0]),
-        "weight": torch.rand(40, generator=torch.Generator().manual_seed(1)),
+        "token_weight": torch.rand(40, generator=torch.Generator().manual_seed(1)),
         "stats": "all",
         "mean_grad_norm": True,
     }

@@ -96,7 +96,7 @@ def expected(case):
         torch.where(bad, case.ignore_index, y),
         torch.where(bad, -1, ids),
         active=case.active,
-        weight=case.weight,
+        token_weight=case.weight,
         reduction=case.reduction,
         normalizer=case.normalizer,
         ignore_index=case.ignore_index,

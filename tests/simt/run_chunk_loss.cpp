@@ -1,10 +1,10 @@
-// Runs the kernels of csrc/cuda/chunk_loss_kernel.cu on this CPU. Reads cases from standard input
+// Runs the kernels of csrc/chunk_loss/cuda/launch.cu on this CPU. Reads cases from standard input
 // and writes their results to standard output; tests/simt/harness.py is the other side of the pipe.
 //
 // Every case runs under several schedules; memory that a kernel should write holds different
 // rubbish each time, so a result that depends on the schedule, or is never written, shows as a
 // difference.
-#include "../../csrc/cuda/chunk_loss_kernel.cu"
+#include "../../csrc/chunk_loss/cuda/launch.cu"
 
 #include <cstdio>
 #include <cstdlib>
@@ -149,7 +149,7 @@ void run_forward(const Header& h, const DeviceLimits& device) {
   a.labels = labels.at<int64_t>();
   a.chunk_ids = ids.at();
   a.active = {active.at(), RealType(h.active_type)};
-  a.weight = {weight.at(), RealType(h.weight_type)};
+  a.token_weight = {weight.at(), RealType(h.weight_type)};
   a.normalizer = {normalizer.at(), RealType(h.normalizer_type)};
   a.loss = loss.at();
   a.row_stats = row_stats.at();

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "chunk_loss.h"
+#include "../contract.h"
 
 namespace cwt {
 

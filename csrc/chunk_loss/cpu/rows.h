@@ -1,7 +1,7 @@
 // The arithmetic of one row, for a vector type that the including file chooses.
 //
 // Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
-// pass 2 (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
+// pass 2 (write.h) scales it into the gradient. Memory per row: V logits
 // read, V gradients written, both once.
 //
 // N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
@@ -21,7 +21,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "chunk_loss_kernels.h"
+#include "kernels.h"
 
 namespace cwt {
 namespace {
