@@ -1,4 +1,4 @@
-// chunk_loss: the contract between the Python call and every backend. Knows no torch; the kernels
+// chunk_loss: the contract between the Python call and every backend. Knows no torch: the kernels
 // include it.
 //
 // One row t has logits x_j (0 <= j < V), a label y and a chunk c. Options: eps = label_smoothing,
@@ -8,7 +8,8 @@
 //   p_j     = exp(z_j - lse)
 //   nll     = lse - z_y
 //   l       = (1 - eps) nll + eps (lse - mean_j z_j) + zeta lse^2
-//   g_j     = dl/dx_j = ((1 + 2 zeta lse) p_j - eps / V - (1 - eps) [j = y]) (1 - (z_j / softcap)^2)
+//   g_j     = dl/dx_j = ((1 + 2 zeta lse) p_j - eps / V - (1 - eps) [j = y]) z'_j
+//   z'_j    = 1 - (z_j / softcap)^2, or 1 where there is no softcap
 //   loss    = sum_t row_weight_t l_t           (reduction none: loss_t = row_weight_t l_t)
 //   grad_tj = row_weight_t g_tj
 //
@@ -40,9 +41,9 @@
 //   loss           ()       acc      (N) for reduction none
 //   row_stats      (5, N)   acc      rows of RowStat; 0 for rows that are not evaluated; grad_norm
 //                                    and entropy are 0 without stats
-//   chunk_stats    (7, C)   acc      rows of ChunkStat over the rows that count, or (kStatsAll) over
-//                                    every valid row; unweighted; summed in float64 and in row
-//                                    order; all 0 without stats; kMeanGradNorm 0 unless asked for
+//   chunk_stats    (7, C)   acc      rows of ChunkStat over the rows that count, or (kStatsAll)
+//                                    over every valid row; unweighted; summed in float64 and in
+//                                    row order; 0 without stats; kMeanGradNorm 0 unless asked for
 //   errors         (2 + C)  int64    bad labels, bad chunk ids, then per chunk the rows read whose
 //                                    logits hold NaN or +Inf, or nothing but -Inf
 //   row_weight     (N)      acc      as above; 0 for rows that do not count; NaN for a bad row

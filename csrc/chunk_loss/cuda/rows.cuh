@@ -292,8 +292,8 @@ __global__ void __launch_bounds__(max_row_threads(kMode), 1)
   }
 }
 
-// to = from * grad_output, row by row. Rows of weight 0 are not read: they are 0. In place (to ==
-// from) rows whose factor is 1 are left alone.
+// to = from * grad_output, row by row. Rows of weight 0 are not read: they are 0. In place rows
+// whose factor is 1 are left alone.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kBackwardThreads)
     chunk_loss_backward_kernel(const ChunkLossBackwardArgs a) {
