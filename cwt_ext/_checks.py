@@ -22,6 +22,7 @@ def check_tensors(
     chunk_ids: Tensor,
     active: Tensor | None,
     token_weight: Tensor | None,
+    width: str = "V",
 ) -> None:
     """Raises TypeError or ValueError unless dtypes, shapes and devices fit `x`, called `name`."""
     given = {name: x, "labels": labels, "chunk_ids": chunk_ids}
@@ -39,7 +40,8 @@ def check_tensors(
     _check_dtypes(op, name, x, labels, chunk_ids)
     if x.dim() not in (2, 3) or x.shape[-1] == 0:
         raise ValueError(
-            f"{op}: {name} must be (N, V) or (B, T, V) with V >= 1, got {tuple(x.shape)}."
+            f"{op}: {name} must be (N, {width}) or (B, T, {width}) with {width} >= 1, "
+            f"got {tuple(x.shape)}."
         )
     shape = tuple(x.shape[:-1])
     for key in ("labels", "chunk_ids", "token_weight"):

@@ -126,13 +126,9 @@ def linear_chunk_loss(
         >>> hidden.grad.shape, out.stats.tokens.tolist()
         (torch.Size([6, 4]), [2.0, 2.0, 1.0])
     """
-    check_tensors(_OP, "hidden", hidden, labels, chunk_ids, active, token_weight)
+    check_tensors(_OP, "hidden", hidden, labels, chunk_ids, active, token_weight, width="D")
     check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
     _check_head(hidden, weight, bias)
-    if block_rows is None:
-        block_rows = max(64, _BLOCK_BYTES // max(1, weight.shape[0] * weight.element_size()))
-    elif block_rows < 1:
-        raise ValueError(f"{_OP}: block_rows must be at least 1, got {block_rows}.")
     chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
     y, ids = flat_integers(labels), flat_integers(chunk_ids)
     row_weight, state = _ops.chunk_loss_plan(
@@ -159,7 +155,7 @@ def linear_chunk_loss(
         torch.nonzero(state).flatten(),
         chunks,
         (ignore_index, label_smoothing, z_loss, softcap or 0.0, _ops.STATS_MODES[stats]),
-        block_rows,
+        _block_rows(block_rows, weight),
     )
     flat = hidden.reshape(-1, hidden.shape[-1])
     loss, row_stats, chunk_stats, errors, hidden_stats = _loss(
@@ -192,6 +188,14 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"{_OP}: {name} must be on the device of hidden ({hidden.device}), "
                 f"got {value.device}."
             )
+
+
+def _block_rows(asked: int | None, weight: Tensor) -> int:
+    if asked is None:
+        return max(64, _BLOCK_BYTES // max(1, weight.shape[0] * weight.element_size()))
+    if asked < 1:
+        raise ValueError(f"{_OP}: block_rows must be at least 1, got {asked}.")
+    return asked
 
 
 def _raise_first_bad(bad: Tensor, labels: Tensor, ids: Tensor, vocab: int, chunks: int) -> None:

@@ -118,8 +118,8 @@ def runners(tmp_path_factory):
         assert text.count(f"return run({dtype});") == 1
         text = text.replace(f"return run({dtype});", "break;")
     launcher.write_text(text)
-    builds = {name: Runner(folder, name, folder / "tests/simt/run_chunk_loss.cpp")
-              for name in SANITIZERS}  # fmt: skip
+    source = folder / "tests/simt/run_chunk_loss.cpp"
+    builds = {name: Runner(folder, name, source) for name in SANITIZERS}
     yield builds
     for build in builds.values():
         build.stop()

@@ -173,6 +173,8 @@ def test_bad_input():
     call = cwt_ext.linear_chunk_loss
     with pytest.raises(ValueError, match=r"weight must be \(V, 16\), got \(211, 15\)"):
         call(hidden, head[:, 1:], labels, ids)
+    with pytest.raises(ValueError, match=r"hidden must be \(N, D\) or \(B, T, D\) .* got \(16,\)"):
+        call(hidden[0], head, labels, ids)
     with pytest.raises(ValueError, match=r"bias must be \(211,\), got \(210,\)"):
         call(hidden, head, labels, ids, offset[1:])
     with pytest.raises(TypeError, match=r"dtype of hidden \(torch.float64\), got torch.float32"):
