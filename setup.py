@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -26,14 +27,28 @@ ROOT = Path(__file__).resolve().parent
 DEBUG = os.environ.get("CWT_DEBUG") == "1"
 X86 = platform.machine() in ("x86_64", "AMD64")
 
+OPS = "cwt_ext.libcwt_ext"
+CUDA = "cwt_ext.libcwt_ext_cuda"
+SEGMENT = "cwt_ext._segment"
+
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 COMMON += ["-fno-math-errno"]  # a square root is one instruction
 COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
-ISA = {"_avx2": ["-mavx2", "-mfma", "-mf16c"], "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq",
-       "-mavx512vl", "-mfma", "-mf16c", "-mavx2"]} if X86 else {}  # fmt: skip
-OPS, SEGMENT, CUDA = "cwt_ext.libcwt_ext", "cwt_ext._segment", "cwt_ext.libcwt_ext_cuda"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+INSTRUCTION_SETS = {"_avx2": AVX2, "_avx512": AVX512}  # by the ending of a source's name
+
 CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-t 2", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+CUDA_STUB = "csrc/chunk_loss/cuda/stub/torch_cuda.cpp"  # a CPU build of torch has none to link with
+
+
+class Nvcc(NamedTuple):
+    """The CUDA compiler, its toolkit as it names it itself, and the architectures to build for."""
+
+    path: str
+    toolkit: Path
+    archs: list[str]
 
 
 def package_dir(name: str) -> Path:
@@ -47,16 +62,32 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+def instruction_set(source: Path) -> list[str] | None:
+    """Returns the flags of a source for one instruction set, [] for others; None: not here."""
+    for ending, set_flags in INSTRUCTION_SETS.items():
+        if source.stem.endswith(ending):
+            return set_flags if X86 else None
+    return []
+
+
 def sources(*folders: str) -> list[str]:
     """Returns the sources in csrc/<folder>, less those for instruction sets not of this machine."""
-    kinds = [f"csrc/{folder}/*.{kind}" for folder in folders for kind in ("cpp", "cu")]
-    files = [f for kind in kinds for f in sorted(ROOT.glob(kind.replace("//", "/")))]
-    wrong = () if X86 else ("_avx2", "_avx512")
-    return [str(f.relative_to(ROOT)) for f in files if not f.stem.endswith(wrong or "\0")]
+    found = []
+    for folder in folders:
+        for ending in ("*.cpp", "*.cu"):
+            found += sorted((ROOT / "csrc" / folder).glob(ending))
+    return [str(f.relative_to(ROOT)) for f in found if instruction_set(f) is not None]
 
 
-def cuda() -> tuple[str, Path, list[str]] | None:
-    """Returns (nvcc, toolkit as nvcc itself names it, architecture flags); None: do without."""
+def arch_flag(arch: str) -> str:
+    """Returns nvcc's flag for an architecture in torch's spelling: 9.0, or 10.0+PTX."""
+    number = re.sub(r"\.|\+PTX", "", arch)
+    code = f"[sm_{number},compute_{number}]" if arch.endswith("+PTX") else f"sm_{number}"
+    return f"-gencode=arch=compute_{number},code={code}"
+
+
+def find_nvcc() -> Nvcc | None:
+    """Returns the CUDA compiler that CWT_CUDA asks for; None: do without."""
     want, home = os.environ.get("CWT_CUDA", "auto"), os.environ.get("CUDA_HOME", "")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     if want not in ("auto", "0", "1") or (want == "1" and nvcc is None):
@@ -67,35 +98,80 @@ def cuda() -> tuple[str, Path, list[str]] | None:
     include = re.search(r'^#\$ INCLUDES="-I([^"]+)"', answer, re.MULTILINE)
     if include is None:
         raise SystemExit(f"setup.py: {nvcc} -dryrun names no toolkit. CWT_CUDA=0 does without.")
-    archs = []
-    for arch in re.split("[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS):
-        number = re.sub(r"\.|\+PTX", "", arch)
-        code = f"[sm_{number},compute_{number}]" if arch.endswith("+PTX") else f"sm_{number}"
-        archs.append(f"-gencode=arch=compute_{number},code={code}")
-    return nvcc, Path(include[1]).parent, archs
+    archs = re.split("[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS)
+    return Nvcc(nvcc, Path(include[1]).parent, [arch_flag(arch) for arch in archs])
+
+
+def torch_flags() -> tuple[list[str], list[str], list[str]]:
+    """Returns (defines, include folders, link flags) of what uses torch's stable ABI."""
+    torch = package_dir("torch")
+    defines = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # any torch >= 2.10
+    include = [str(torch / "include"), str(torch / "include/torch/csrc/api/include")]
+    return defines, include, [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
 
 
 def flags(library: str) -> tuple[list[str], list[str]]:
     """Returns (compile flags, link flags) of one library."""
-    if library in (OPS, CUDA):
-        torch = package_dir("torch")
-        include = [torch / "include", torch / "include/torch/csrc/api/include"]
-        compile_flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # any torch >= 2.10
-        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
-        if library == CUDA:
-            include.append(NVCC[1] / "include")
-            compile_flags.append("-DUSE_CUDA")
-            link += [f"-L{NVCC[1] / 'lib'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    if library == SEGMENT:
+        defines, link = [], ["-pthread"]
+        include = [str(package_dir("pybind11") / "include"), sysconfig.get_path("include")]
     else:
-        include = [package_dir("pybind11") / "include", sysconfig.get_path("include")]
-        compile_flags, link = [], ["-pthread"]
-    compile_flags += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include)]
-    return COMMON + compile_flags, ["-shared", *link]
+        defines, include, link = torch_flags()
+    if library == CUDA:
+        defines.append("-DUSE_CUDA")
+        include.append(str(NVCC.toolkit / "include"))
+        link += [f"-L{NVCC.toolkit / 'lib'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    folders = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include)]
+    return COMMON + defines + folders, ["-shared", *link]
 
 
-def escape(text: str) -> str:
-    """Returns text as a ninja file wants a path."""
-    return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+def escape(path: Path) -> str:
+    """Returns a path as a ninja file wants it."""
+    return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+class NinjaFile:
+    """The text of a build.ninja: one object a source, one library of objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cxx = os.environ.get("CXX", "g++")
+        self.lines = [
+            "rule cc",
+            "  command = $cc -MD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {self.cxx} $in $flags -o $out",
+        ]
+
+    def compile(self, source: str, compile_flags: list[str]) -> Path:
+        """Adds an object and returns its path."""
+        target = self.folder / (source.replace("/", "_") + ".o")
+        compiler = self.cxx
+        given = compile_flags + (instruction_set(Path(source)) or [])
+        if source.endswith(".cu"):
+            compiler, given = NVCC.path, NVCC_FLAGS + NVCC.archs
+        self.lines += [
+            f"build {escape(target)}: cc {escape(ROOT / source)}",
+            f"  cc = {compiler}",
+            "  flags = " + " ".join(given),
+        ]
+        return target
+
+    def link(self, target: Path, inputs: list[Path], link_flags: list[str]) -> None:
+        """Adds a library."""
+        self.lines += [
+            f"build {escape(target)}: link {' '.join(map(escape, inputs))}",
+            "  flags = " + " ".join(link_flags),
+        ]
+
+    def run(self) -> None:
+        """Writes the file and builds what changed; MAX_JOBS limits how many at a time."""
+        (self.folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        ninja = [sys.executable, "-m", "ninja", "-C", str(self.folder), *jobs]
+        subprocess.run(ninja, check=True)
 
 
 class NinjaBuild(build_ext):
@@ -107,44 +183,29 @@ class NinjaBuild(build_ext):
         return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
-        build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.version_info[1]}"
-        build.mkdir(parents=True, exist_ok=True)
-        cxx = os.environ.get("CXX", "g++")
-        rules = [
-            "rule cc\n  command = $cc -MD -MF $out.d $flags -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc",
-            f"rule link\n  command = {cxx} $in $flags -o $out",
-        ]
-        stub = escape(str(build / "libtorch_cuda.so"))  # a CPU build of torch has none to link with
-        rules.append(f"build {stub}: link {escape(str(ROOT / 'csrc/cuda/stub/torch_cuda.cpp'))}")
-        rules.append("  flags = -shared -fPIC -Wl,-soname,libtorch_cuda.so")
+        folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.version_info[1]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        ninja = NinjaFile(folder)
+        stub = folder / "libtorch_cuda.so"
+        if NVCC:
+            soname = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+            ninja.link(stub, [ROOT / CUDA_STUB], soname)
         for extension in self.extensions:
             compile_flags, link_flags = flags(extension.name)
-            objects = []
-            for source in extension.sources:
-                isa = next((f for s, f in ISA.items() if Path(source).stem.endswith(s)), [])
-                obj = str(build / source.replace("/", "_")) + ".o"
-                objects.append(escape(obj))
-                rules.append(f"build {escape(obj)}: cc {escape(str(ROOT / source))}")
-                nvcc, given = source.endswith(".cu"), compile_flags + isa
-                rules.append("  flags = " + " ".join(NVCC_FLAGS + NVCC[2] if nvcc else given))
-                rules.append(f"  cc = {NVCC[0] if nvcc else cxx}")
-            objects += [stub] if extension.name == CUDA else []
+            objects = [ninja.compile(source, compile_flags) for source in extension.sources]
+            if extension.name == CUDA:
+                objects.append(stub)
             target = Path(self.get_ext_fullpath(extension.name)).resolve()
             target.parent.mkdir(parents=True, exist_ok=True)
-            rules.append(f"build {escape(str(target))}: link {' '.join(objects)}")
-            rules.append("  flags = " + " ".join(link_flags))
-        (build / "build.ninja").write_text("\n".join(rules) + "\n")
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(build), *jobs], check=True)
+            ninja.link(target, objects, link_flags)
+        ninja.run()
 
 
-NVCC = cuda()
-setup(
-    ext_modules=[
-        *([Extension(CUDA, sources("cuda"))] if NVCC else []),
-        Extension(OPS, sources("", "cpu")),
-        Extension(SEGMENT, sources("segment")),
-    ],
-    cmdclass={"build_ext": NinjaBuild},
-)
+NVCC = find_nvcc()
+EXTENSIONS = [
+    Extension(OPS, sources("", "chunk_loss/cpu")),
+    Extension(SEGMENT, sources("segment")),
+]
+if NVCC:
+    EXTENSIONS.append(Extension(CUDA, sources("chunk_loss/cuda")))
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": NinjaBuild})

@@ -1,38 +1,50 @@
-// Every operator of cwt_ext: the native table of contents. The kernels register themselves at the
-// end of csrc/cpu/<op>_cpu.cpp and csrc/cuda/<op>_cuda.cpp; chunk_loss.h says what the arguments
-// and results mean.
+// Every operator of cwt_ext: the native table of contents. csrc/chunk_loss/contract.h says what
+// the arguments and results mean, csrc/chunk_loss/entry.h registers the kernels.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cwt, m) {
-  // Loss, statistics and (need_grad) the gradient of the loss with respect to the logits, in a
-  // fresh tensor.
-  m.def(
-      "chunk_loss(Tensor logits, Tensor labels, Tensor chunk_ids, Tensor? active, Tensor? weight, "
-      "Tensor? normalizer, SymInt num_chunks, int reduction, int ignore_index, float "
-      "label_smoothing, "
-      "float z_loss, float softcap, int stats, bool mean_grad_norm, bool need_grad, bool validate) "
-      "-> "
-      "(Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, "
-      "Tensor grad)");
+  // Loss, statistics and (need_grad) the gradient with respect to the logits, in a fresh tensor.
+  m.def(R"(chunk_loss(
+    Tensor logits, Tensor labels, Tensor chunk_ids,
+    Tensor? active, Tensor? token_weight, Tensor? normalizer,
+    SymInt num_chunks, int reduction, int ignore_index,
+    float label_smoothing, float z_loss, float softcap,
+    int stats, bool mean_grad_norm, bool need_grad, bool validate
+  ) -> (
+    Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, Tensor grad
+  ))");
 
-  // The same; the gradient goes to `grad`, which may be the very memory of the logits, or not
-  // overlap it.
-  m.def(
-      "chunk_loss_out(Tensor logits, Tensor labels, Tensor chunk_ids, Tensor? active, Tensor? "
-      "weight, "
-      "Tensor? normalizer, SymInt num_chunks, int reduction, int ignore_index, float "
-      "label_smoothing, "
-      "float z_loss, float softcap, int stats, bool mean_grad_norm, bool validate, *, Tensor(a!) "
-      "grad) -> "
-      "(Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight)");
+  // The same; the gradient goes to `grad`: the very memory of the logits, or none of it.
+  m.def(R"(chunk_loss_out(
+    Tensor logits, Tensor labels, Tensor chunk_ids,
+    Tensor? active, Tensor? token_weight, Tensor? normalizer,
+    SymInt num_chunks, int reduction, int ignore_index,
+    float label_smoothing, float z_loss, float softcap,
+    int stats, bool mean_grad_norm, bool validate,
+    *, Tensor(a!) grad
+  ) -> (
+    Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight
+  ))");
 
-  // grad times grad_output, a scalar or one number per row; rows whose row_weight is 0 are not
-  // read, and stay 0.
-  m.def("chunk_loss_backward(Tensor grad, Tensor row_weight, Tensor grad_output) -> Tensor");
+  // Which rows chunk_loss would read and with what weight they count; looks at no logits.
+  m.def(R"(chunk_loss_plan(
+    Tensor labels, Tensor chunk_ids,
+    Tensor? active, Tensor? token_weight, Tensor? normalizer,
+    SymInt num_chunks, SymInt vocab, int reduction, int ignore_index, int stats
+  ) -> (
+    Tensor row_weight, Tensor state
+  ))");
+
+  // grad times grad_output, a scalar or one number per row; rows of row_weight 0 are 0, not read.
+  m.def(R"(chunk_loss_backward(
+    Tensor grad, Tensor row_weight, Tensor grad_output
+  ) -> Tensor)");
 
   // The same in place; where every factor is 1 nothing is read or written.
-  m.def("chunk_loss_backward_(Tensor(a!) grad, Tensor row_weight, Tensor grad_output) -> ()");
+  m.def(R"(chunk_loss_backward_(
+    Tensor(a!) grad, Tensor row_weight, Tensor grad_output
+  ) -> ())");
 
   // The instruction set that the CPU kernels run with on this machine: baseline, avx2 or avx512.
-  m.def("cpu_capability() -> str");
+  m.def(R"(cpu_capability() -> str)");
 }

@@ -4,6 +4,8 @@ from cwt_ext.chunk_loss import ChunkLoss, ChunkStats, RowStats, chunk_loss, shif
 from cwt_ext.linear_chunk_loss import HiddenStats, LinearChunkLoss, linear_chunk_loss
 from cwt_ext.segment import Segmentation, cost_matrix, segment, segment_batch
 
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it here
+
 __all__ = [
     "ChunkLoss",
     "ChunkStats",
@@ -11,6 +13,7 @@ __all__ = [
     "LinearChunkLoss",
     "RowStats",
     "Segmentation",
+    "__version__",
     "chunk_loss",
     "cost_matrix",
     "linear_chunk_loss",

@@ -19,6 +19,7 @@ STATS_MODES = {False: 0, True: 1, "all": 2}
 NUM_ROW_STATS = 5
 NUM_CHUNK_STATS = 7
 NUM_ERROR_COUNTS = 2
+FIRST_BAD_STATE = 3  # RowState of csrc/chunk_loss/contract.h: bad labels and bad chunk ids
 
 
 def _load(library: Path) -> None:
@@ -61,6 +62,12 @@ def backends() -> list[str]:
 def chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     """Calls the functional operator; arguments as in csrc/ops.cpp. Differentiable in the logits."""
     return tuple(_cwt.chunk_loss(*args))
+
+
+def chunk_loss_plan(*args: Any) -> tuple[Tensor, Tensor]:
+    """Returns (row_weight, state), each (N,); arguments as in csrc/ops.cpp. Not differentiable."""
+    row_weight, state = _cwt.chunk_loss_plan(*args)
+    return row_weight, state
 
 
 def chunk_loss_out(*args: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -120,7 +127,7 @@ def _(
     labels: Tensor,
     chunk_ids: Tensor,
     active: Tensor | None,
-    weight: Tensor | None,
+    token_weight: Tensor | None,
     normalizer: Tensor | None,
     num_chunks: int,
     reduction: int,
@@ -144,7 +151,7 @@ def _(
     labels: Tensor,
     chunk_ids: Tensor,
     active: Tensor | None,
-    weight: Tensor | None,
+    token_weight: Tensor | None,
     normalizer: Tensor | None,
     num_chunks: int,
     reduction: int,
@@ -153,6 +160,15 @@ def _(
 ) -> tuple[Tensor, ...]:
     rows = _check_rows(logits, labels, chunk_ids)
     return tuple(_fake_results(logits, rows, num_chunks, reduction))
+
+
+@torch.library.register_fake("cwt::chunk_loss_plan")
+def _(labels: Tensor, chunk_ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    torch._check(labels.dim() == 1, lambda: "chunk_loss: labels must be (N,)")
+    torch._check(chunk_ids.shape == labels.shape, lambda: "chunk_loss: chunk_ids must be (N,)")
+    return labels.new_empty(labels.shape, dtype=torch.float64), labels.new_empty(
+        labels.shape, dtype=torch.int8
+    )
 
 
 @torch.library.register_fake("cwt::chunk_loss_backward")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cwt_ext import _ops
+from cwt_ext._checks import (
+    Reduction,
+    StatsMode,
+    check_options,
+    check_tensors,
+    count_chunks,
+    flat_integers,
+    flat_weights,
+    normalizer_tensor,
+)
 
-Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
-StatsMode = bool | Literal["all"]
-_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_OP = "chunk_loss"
 
 
 class ChunkStats(NamedTuple):
@@ -104,7 +112,7 @@ def chunk_loss(
     chunk_ids: Tensor,
     *,
     active: Tensor | None = None,
-    weight: Tensor | None = None,
+    token_weight: Tensor | None = None,
     reduction: Reduction = "token_mean",
     normalizer: Tensor | float | None = None,
     ignore_index: int = -100,
@@ -125,7 +133,8 @@ def chunk_loss(
         counts = (labels != ignore_index) & (chunk_ids >= 0) & active[chunk_ids]
         loss = F.cross_entropy(logits.float()[counts], labels[counts])
 
-    A row counts when its label is not `ignore_index`, its chunk is active and its weight is not 0.
+    A row counts when its label is not `ignore_index`, its chunk is active and its token weight is
+    not 0.
     Logits of rows that do not count are not read; their gradient is exactly 0. With z = logits or
     softcap * tanh(logits / softcap), lse = logsumexp(z), nll = lse - z_label, a row's loss is
     (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
@@ -139,8 +148,8 @@ def chunk_loss(
         labels: (N,) or (B, T), int64, aligned with the logits (`shift_labels` aligns them).
         chunk_ids: shape of the labels, int32/int64; -1 = no chunk, the row does not count.
         active: (C,), bool or float chunk weights a_c; None = all 1.
-        weight: shape of the labels, float or bool token weights w_t; None = all 1. Constants: no
-            gradient flows to `weight`, `active` or `normalizer`.
+        token_weight: shape of the labels, float or bool weights w_t; None = all 1. Constants: no
+            gradient flows to `token_weight`, `active` or `normalizer`.
         reduction: "token_mean": sum(a w l) / sum(a w). "chunk_mean": mean over chunks (weighted by
             a) of each chunk's own mean (weighted by w). "sum": sum(a w l). "none": a w l per row.
         normalizer: replaces the denominator (for "sum" and "none": divides). Give the count of the
@@ -181,16 +190,18 @@ def chunk_loss(
         >>> logits.grad.abs().sum(1).ne(0).tolist()
         [False, False, True, True, False, False]
     """
-    check_tensors(logits, labels, chunk_ids, active, weight)
-    check_options(reduction, stats, label_smoothing, z_loss, softcap, mean_grad_norm)
-    chunks = count_chunks(chunk_ids, active, num_chunks)
+    check_tensors(_OP, "logits", logits, labels, chunk_ids, active, token_weight)
+    check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
+    if mean_grad_norm and stats is False:
+        raise ValueError(f"{_OP}: mean_grad_norm=True is a statistic and needs stats, got False.")
+    chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     args: list[Any] = [
-        labels.reshape(-1).contiguous(),
-        chunk_ids.reshape(-1).contiguous(),
-        None if active is None else as_weight(active, keep_bool=True).contiguous(),
-        None if weight is None else as_weight(weight).reshape(-1).contiguous(),
-        as_normalizer(normalizer, logits.device, acc),
+        flat_integers(labels),
+        flat_integers(chunk_ids),
+        flat_weights(_OP, "active", active, keep_bool=True),
+        flat_weights(_OP, "token_weight", token_weight),
+        normalizer_tensor(_OP, normalizer, logits.device, acc),
         chunks,
         _ops.REDUCTIONS[reduction],
         ignore_index,
@@ -260,128 +271,12 @@ def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> Chu
     )
 
 
-def check_tensors(
-    logits: Tensor,
-    labels: Tensor,
-    chunk_ids: Tensor,
-    active: Tensor | None,
-    weight: Tensor | None,
-    name: str = "logits",
-    op: str = "chunk_loss",
-) -> None:
-    """Raises TypeError or ValueError unless dtypes, shapes and devices fit together."""
-    given = {name: logits, "labels": labels, "chunk_ids": chunk_ids}
-    given |= {k: v for k, v in (("active", active), ("weight", weight)) if v is not None}
-    for key, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}: {key} must be a tensor, got {type(value).__name__}.")
-        if value.device != logits.device:
-            raise ValueError(
-                f"{op}: {key} must be on the device of {name} ({logits.device}), "
-                f"got {value.device}."
-            )
-        if key in ("active", "weight") and value.requires_grad:
-            raise ValueError(f"{op}: {key} is a constant here, but requires grad: detach it.")
-    if logits.dtype not in _LOGITS_DTYPES:
-        raise TypeError(
-            f"{op}: {name} must be float16, bfloat16, float32 or float64, got {logits.dtype}."
-        )
-    if logits.dim() not in (2, 3) or logits.shape[-1] == 0:
-        raise ValueError(
-            f"{op}: {name} must be (N, V) or (B, T, V) with V >= 1, got {tuple(logits.shape)}."
-        )
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{op}: labels must be int64, got {labels.dtype}.")
-    if chunk_ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
-    rows = logits.shape[:-1].numel()
-    for key in ("labels", "chunk_ids", "weight"):
-        if key in given and tuple(given[key].shape) not in ((rows,), tuple(logits.shape[:-1])):
-            raise ValueError(
-                f"{op}: {key} must have one entry per row of {name} {tuple(logits.shape)}, that is "
-                f"shape {tuple(logits.shape[:-1])}, got {tuple(given[key].shape)}."
-            )
-
-
-def check_options(
-    reduction: str,
-    stats: bool | str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    mean_grad_norm: bool,
-    op: str = "chunk_loss",
-) -> None:
-    """Raises ValueError unless every option is one that exists."""
-    if reduction not in _ops.REDUCTIONS:
-        raise ValueError(
-            f"{op}: reduction must be one of {', '.join(_ops.REDUCTIONS)}, got {reduction!r}."
-        )
-    if stats not in _ops.STATS_MODES:
-        raise ValueError(f'{op}: stats must be True, False or "all", got {stats!r}.')
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}.")
-    if not 0 <= z_loss < float("inf"):
-        raise ValueError(f"{op}: z_loss must be at least 0 and finite, got {z_loss}.")
-    if softcap is not None and not 0 < softcap < float("inf"):
-        raise ValueError(f"{op}: softcap must be above 0 and finite (or None), got {softcap}.")
-    if mean_grad_norm and stats is False:
-        raise ValueError(f"{op}: mean_grad_norm=True is a statistic and needs stats, got False.")
-
-
-def count_chunks(chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
-    """Returns C from whichever argument states it; raises ValueError where two disagree."""
-    if num_chunks is not None and num_chunks < 0:
-        raise ValueError(f"chunk_loss: num_chunks must be at least 0, got {num_chunks}.")
-    if active is not None:
-        if active.dim() != 1 or (num_chunks is not None and active.shape[0] != num_chunks):
-            want = "C" if num_chunks is None else num_chunks
-            raise ValueError(
-                f"chunk_loss: active must be ({want},), one entry per chunk, "
-                f"got {tuple(active.shape)}."
-            )
-        return active.shape[0]
-    if num_chunks is not None:
-        return num_chunks
-    return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
-
-
-def as_weight(x: Tensor, keep_bool: bool = False) -> Tensor:
-    """Returns weights as float32 or float64 (or bool where that is welcome)."""
-    if x.dtype == torch.bool:
-        return x if keep_bool else x.float()
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"chunk_loss: active and weight must be bool or float, got {x.dtype}.")
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def as_normalizer(
-    normalizer: Tensor | float | None, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """Returns the normalizer as a () tensor on `device`, checked where no host copy is needed."""
-    if normalizer is None:
-        return None
-    if not isinstance(normalizer, Tensor):
-        if not 0 < normalizer < float("inf"):
-            raise ValueError(
-                f"chunk_loss: normalizer must be above 0 and finite, got {normalizer}."
-            )
-        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
-    if normalizer.numel() != 1 or normalizer.requires_grad:
-        raise ValueError(
-            "chunk_loss: normalizer must be one number without gradient, got shape "
-            f"{tuple(normalizer.shape)}, requires_grad={normalizer.requires_grad}."
-        )
-    wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
-    return normalizer.to(device=device, dtype=wide).reshape(())
-
-
 def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> Tensor | None:
     if inplace and grad_buffer is not None:
-        raise ValueError("chunk_loss: give inplace=True or a grad_buffer, not both.")
+        raise ValueError(f"{_OP}: give inplace=True or a grad_buffer, not both.")
     if inplace and logits.is_leaf:
         raise ValueError(
-            "chunk_loss: inplace=True would overwrite a leaf that requires grad (a parameter or an "
+            f"{_OP}: inplace=True would overwrite a leaf that requires grad (a parameter or an "
             "input); pass the output of an operation, or inplace=False."
         )
     if grad_buffer is not None and (
@@ -391,7 +286,7 @@ def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> T
         or grad_buffer.requires_grad
     ):
         raise ValueError(
-            f"chunk_loss: grad_buffer must be a {logits.dtype} tensor {tuple(logits.shape)} on "
+            f"{_OP}: grad_buffer must be a {logits.dtype} tensor {tuple(logits.shape)} on "
             f"{logits.device} without grad, got {grad_buffer.dtype} {tuple(grad_buffer.shape)} on "
             f"{grad_buffer.device}, requires_grad={grad_buffer.requires_grad}."
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+
+import cwt_ext
 
 _HERE = Path(__file__).resolve().parent
 
@@ -27,7 +28,7 @@ def _version(package: str) -> str:
 def report_versions() -> None:
     """Prints versions of everything that takes part."""
     print("versions")
-    _line("cwt-ext", _version("cwt-ext"))
+    _line("cwt-ext", f"{cwt_ext.__version__}, package: {_version('cwt-ext')}")
     _line("python", f"{platform.python_version()} at {sys.executable}")
     _line("platform", platform.platform())
     _line("cwt_ext folder", _HERE)
@@ -41,14 +42,14 @@ def check_library() -> None:
     import torch
 
     from cwt_ext import _ops, _segment
+    from cwt_ext.segment import available_cores
 
     _line("operators", _ops.library_path())
     _line("segmenter", _segment.__file__)
     _line("backends built", ", ".join(_ops.backends()))
     _line("CPU instruction set", _ops.cpu_capability())
     _line("torch threads", torch.get_num_threads())
-    _line("cores available", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-          else os.cpu_count())  # fmt: skip
+    _line("cores available", available_cores())
     if torch.cuda.is_available():
         _line("CUDA device", torch.cuda.get_device_name())
         if "cuda" not in _ops.backends():
@@ -71,7 +72,6 @@ def check_chunk_loss() -> None:
     """Raises unless chunk_loss agrees with the float64 oracle on every device and dtype."""
     import torch
 
-    import cwt_ext
     from cwt_ext import _ops, reference
 
     devices = [d for d in _ops.backends() if d == "cpu" or torch.cuda.is_available()]
@@ -102,8 +102,6 @@ def check_segment() -> None:
     """Raises unless the segmenter finds the one obvious cut."""
     import numpy as np
 
-    import cwt_ext
-
     x = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 3, dtype=np.float32)
     boundaries = cwt_ext.segment(x, k=2).boundaries.tolist()
     _line("segment", f"boundaries {boundaries}")
@@ -111,15 +109,19 @@ def check_segment() -> None:
         raise RuntimeError(f"segment: wanted boundaries [0, 4, 7], got {boundaries}.")
 
 
-_HINTS = (
-    ("No module named 'torch'", "install torch >= 2.10 into this environment."),
-    ("is missing", "the native library was never built: pip install ., or in a checkout "
-     "python setup.py build_ext --inplace. Is another checkout earlier on sys.path?"),
-    ("undefined symbol", "the library was built against a newer torch than the one that runs: "
-     "rebuild with this torch, or upgrade torch to >= 2.10."),
-    ("GLIBCXX", "the C++ runtime is older than the compiler that built the library: rebuild here."),
-    ("CWT_CPU_CAPABILITY", "unset CWT_CPU_CAPABILITY to let the library choose."),
-)  # fmt: skip
+_HINTS = {
+    "No module named 'torch'": "install torch >= 2.10 into this environment.",
+    "is missing": (
+        "the native library was never built: pip install ., or in a checkout python setup.py "
+        "build_ext --inplace. Is another checkout earlier on sys.path?"
+    ),
+    "undefined symbol": (
+        "the library was built against a newer torch than the one that runs: rebuild with this "
+        "torch, or upgrade torch to >= 2.10."
+    ),
+    "GLIBCXX": "the C++ runtime is older than the compiler that built the library: rebuild here.",
+    "CWT_CPU_CAPABILITY": "unset CWT_CPU_CAPABILITY to let the library choose.",
+}
 
 
 def _attempt(title: str, check: Callable[[], None]) -> bool:
@@ -129,7 +131,7 @@ def _attempt(title: str, check: Callable[[], None]) -> bool:
         print(f"FAILED {title}: {type(error).__name__}: {error}")
         if not isinstance(error, ImportError | RuntimeError | ValueError):
             traceback.print_exc()
-        for sign, hint in _HINTS:
+        for sign, hint in _HINTS.items():
             if sign in str(error):
                 print(f"  hint: {hint}")
         return False

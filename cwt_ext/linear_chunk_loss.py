@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from cwt_ext import _ops
-from cwt_ext.chunk_loss import (
-    ChunkStats,
+from cwt_ext._checks import (
     Reduction,
-    RowStats,
     StatsMode,
-    as_normalizer,
-    as_weight,
     check_options,
     check_tensors,
     count_chunks,
-    pack_stats,
+    flat_integers,
+    flat_weights,
+    normalizer_tensor,
 )
+from cwt_ext.chunk_loss import ChunkStats, RowStats, pack_stats
 
 _OP = "linear_chunk_loss"
 _BLOCK_BYTES = 32 << 20  # of logits at a time
@@ -98,7 +97,7 @@ def linear_chunk_loss(
         chunk_ids: shape of the labels, int32/int64; -1 = no chunk.
         bias: (V,), dtype of `hidden`.
         active: as in chunk_loss.
-        token_weight: `weight` of chunk_loss: per-token weights, float or bool.
+        token_weight: as in chunk_loss.
         reduction: as in chunk_loss.
         normalizer: as in chunk_loss.
         ignore_index: as in chunk_loss.
@@ -127,33 +126,36 @@ def linear_chunk_loss(
         >>> hidden.grad.shape, out.stats.tokens.tolist()
         (torch.Size([6, 4]), [2.0, 2.0, 1.0])
     """
-    check_tensors(hidden, labels, chunk_ids, active, token_weight, "hidden", _OP)
-    check_options(reduction, stats, label_smoothing, z_loss, softcap, False, _OP)
+    check_tensors(_OP, "hidden", hidden, labels, chunk_ids, active, token_weight, width="D")
+    check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
     _check_head(hidden, weight, bias)
-    if block_rows is None:
-        block_rows = max(64, _BLOCK_BYTES // max(1, weight.shape[0] * weight.element_size()))
-    elif block_rows < 1:
-        raise ValueError(f"{_OP}: block_rows must be at least 1, got {block_rows}.")
-    chunks = count_chunks(chunk_ids, active, num_chunks)
-    y, ids = labels.reshape(-1), chunk_ids.reshape(-1)
+    chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
+    y, ids = flat_integers(labels), flat_integers(chunk_ids)
+    row_weight, state = _ops.chunk_loss_plan(
+        y,
+        ids,
+        flat_weights(_OP, "active", active, keep_bool=True),
+        flat_weights(_OP, "token_weight", token_weight),
+        normalizer_tensor(_OP, normalizer, hidden.device, torch.float64),
+        chunks,
+        weight.shape[0],
+        _ops.REDUCTIONS[reduction],
+        ignore_index,
+        _ops.STATS_MODES[stats],
+    )
+    bad = state >= _ops.FIRST_BAD_STATE
     if validate is None:
         validate = hidden.device.type == "cpu"
-    bad = ((y != ignore_index) & ((y < 0) | (y >= weight.shape[0]))) | (ids < -1) | (ids >= chunks)
     if validate and bool(bad.any()):
         _raise_first_bad(bad, y, ids, weight.shape[0], chunks)
-    valid = (y != ignore_index) & (ids >= 0) & ~bad
-    row_weight, counts = _row_weights(
-        valid, ids, chunks, active, token_weight, reduction, normalizer
-    )
-    read = valid if stats == "all" else counts
     problem = _Problem(
         y,
         ids,
-        row_weight,
-        torch.nonzero(read | bad).flatten(),
+        torch.where(bad, 0.0, row_weight),
+        torch.nonzero(state).flatten(),
         chunks,
         (ignore_index, label_smoothing, z_loss, softcap or 0.0, _ops.STATS_MODES[stats]),
-        block_rows,
+        _block_rows(block_rows, weight),
     )
     flat = hidden.reshape(-1, hidden.shape[-1])
     loss, row_stats, chunk_stats, errors, hidden_stats = _loss(
@@ -188,46 +190,20 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
+def _block_rows(asked: int | None, weight: Tensor) -> int:
+    if asked is None:
+        return max(64, _BLOCK_BYTES // max(1, weight.shape[0] * weight.element_size()))
+    if asked < 1:
+        raise ValueError(f"{_OP}: block_rows must be at least 1, got {asked}.")
+    return asked
+
+
 def _raise_first_bad(bad: Tensor, labels: Tensor, ids: Tensor, vocab: int, chunks: int) -> None:
     row = int(torch.nonzero(bad)[0])
     raise IndexError(
         f"{_OP}: row {row} has label {int(labels[row])} and chunk id {int(ids[row])}; wanted a "
         f"label in [0, {vocab}) or ignore_index, and a chunk id in [-1, {chunks})."
     )
-
-
-def _row_weights(
-    valid: Tensor,
-    ids: Tensor,
-    chunks: int,
-    active: Tensor | None,
-    token_weight: Tensor | None,
-    reduction: str,
-    normalizer: Tensor | float | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns (dloss/dl_t in float64, which rows count), each (N,), as csrc/chunk_loss.h has it."""
-    wide = torch.ones((), dtype=torch.float64, device=ids.device)
-    safe = torch.where(valid, ids, 0).long()
-    a = wide.new_ones(max(chunks, 1))
-    if active is not None and chunks:
-        a = as_weight(active).double()
-    w = wide.new_ones(len(ids))
-    if token_weight is not None:
-        w = as_weight(token_weight).double().reshape(-1)
-    counts = valid & (w != 0) & (a[safe] != 0)
-    a_t, w_t = torch.where(counts, a[safe], 0.0), torch.where(counts, w, 0.0)
-    given = as_normalizer(normalizer, ids.device, torch.float64)
-    if reduction == "chunk_mean":
-        member = (safe == torch.arange(len(a), device=ids.device)[:, None]) & counts  # (C, N)
-        chunk_sum = torch.where(member, w_t, 0.0).sum(1)
-        w_t = w_t / torch.where(counts, chunk_sum[safe], 1.0)
-        own = torch.where(member.any(1), a, 0.0).sum()
-    elif reduction == "token_mean":
-        own = (a_t * w_t).sum()
-    else:
-        own = wide
-    total = own if given is None else given
-    return torch.where(counts, a_t * w_t / total, 0.0), counts
 
 
 class _Loss(torch.autograd.Function):

@@ -78,14 +78,14 @@ def row_weights(
     counts: Tensor,
     chunk_ids: Tensor,
     active: Tensor,
-    weight: Tensor,
+    token_weight: Tensor,
     reduction: str,
     normalizer: float | None,
 ) -> Tensor:
     """Returns (N,) float64: d loss / d row loss."""
     ids = chunk_ids.clamp_min(0)
     a = torch.where(counts, active[ids] if len(active) else 1.0, 0.0).double()
-    w = torch.where(counts, weight, 0.0).double()
+    w = torch.where(counts, token_weight, 0.0).double()
     if reduction == "chunk_mean":
         sums = torch.zeros(len(active), dtype=torch.float64).index_add(0, ids[counts], w[counts])
         present = torch.zeros(len(active), dtype=torch.bool)
@@ -105,7 +105,7 @@ def chunk_loss(
     chunk_ids: Tensor,
     *,
     active: Tensor | None = None,
-    weight: Tensor | None = None,
+    token_weight: Tensor | None = None,
     reduction: str = "token_mean",
     normalizer: float | None = None,
     ignore_index: int = -100,
@@ -122,7 +122,7 @@ def chunk_loss(
         labels: one per row, int64.
         chunk_ids: one per row, -1 = none.
         active: (C,) bool or float, None = all 1.
-        weight: one per row, None = all 1.
+        token_weight: one per row, None = all 1.
         reduction: as in cwt_ext.chunk_loss.
         normalizer: as in cwt_ext.chunk_loss.
         ignore_index: as in cwt_ext.chunk_loss.
@@ -141,7 +141,7 @@ def chunk_loss(
     if num_chunks is None:
         num_chunks = len(active) if active is not None else int(c.max()) + 1 if n else 0
     a = torch.ones(num_chunks).double() if active is None else active.cpu().double()
-    w = torch.ones(n).double() if weight is None else weight.cpu().reshape(-1).double()
+    w = torch.ones(n).double() if token_weight is None else token_weight.cpu().reshape(-1).double()
     valid = (y != ignore_index) & (c >= 0)
     counts = valid & (w != 0)
     if num_chunks:

@@ -180,7 +180,7 @@ def segment_batch(
             prices.append(price)
         item = None
         own = None if weights is None else checked
-        threads = threads or _cores()
+        threads = threads or available_cores()
         flat = _segment.segment_batch(matrices, chunks, prices, own, limits, threads)
     except (ValueError, TypeError) as error:
         where = "segment_batch" if item is None else f"segment_batch: item {item}"
@@ -309,7 +309,8 @@ def _per_item(value: Any, count: int, name: str) -> list[Any]:
     return list(value)
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Returns how many cores this process may run on (where the system tells: else all)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

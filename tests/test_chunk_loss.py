@@ -65,7 +65,7 @@ def test_reductions_and_masks_equal_oracle(dtype, options, weighted):
     if weighted:
         weight = torch.rand(23, generator=torch.Generator().manual_seed(1))
         weight[::5] = 0
-        options["weight"] = weight
+        options["token_weight"] = weight
     if options.get("stats", True):
         options["mean_grad_norm"] = True
     out, grad = run(*inputs, **options)
@@ -217,8 +217,8 @@ def test_reference_gradient_equals_autograd_of_the_reference():
 
 
 def operator_args(logits, labels, ids, reduction=1, need_grad=True):
-    return (logits, labels, ids, None, None, None, 3, reduction, -100, 0.0, 0.0, 0.0, 1, True,
-            need_grad, True)  # fmt: skip
+    options = (3, reduction, -100, 0.0, 0.0, 0.0, 1, True)
+    return (logits, labels, ids, None, None, None, *options, need_grad, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -41,9 +41,21 @@ meta = torch.empty(4, dtype=torch.int64, device="meta")
         ({"chunk_ids": IDS.float()}, TypeError, r"chunk_ids must be int32 or int64.*float32"),
         ({"chunk_ids": IDS[:3]}, ValueError, r"chunk_ids must have one entry.*\(3,\)"),
         ({"labels": meta}, ValueError, r"labels must be on the device of logits \(cpu\), got meta"),
-        ({"weight": torch.ones(3)}, ValueError, r"weight must have one entry per row.*\(3,\)"),
-        ({"weight": torch.ones(4).long()}, TypeError, r"weight must be bool or float.*int64"),
-        ({"weight": torch.ones(4, requires_grad=True)}, ValueError, r"weight is a constant"),
+        (
+            {"token_weight": torch.ones(3)},
+            ValueError,
+            r"token_weight must have one entry per row.*\(3,\)",
+        ),
+        (
+            {"token_weight": torch.ones(4).long()},
+            TypeError,
+            r"token_weight must be bool or float.*int64",
+        ),
+        (
+            {"token_weight": torch.ones(4, requires_grad=True)},
+            ValueError,
+            r"token_weight is a constant",
+        ),
         ({"active": torch.ones(2, 1)}, ValueError, r"active must be \(C,\).*got \(2, 1\)"),
         ({"active": torch.ones(2), "num_chunks": 3}, ValueError, r"active must be \(3,\)"),
         ({"active": torch.ones(2).int()}, TypeError, r"must be bool or float.*int32"),
@@ -187,7 +199,7 @@ def test_inplace_refuses_leaves_and_two_buffers():
 
 
 def test_weights_that_cancel_are_not_silent():
-    out = call(weight=torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    out = call(token_weight=torch.tensor([1.0, -1.0, 0.0, 0.0]))
     assert not out.loss.isfinite()
 
 
@@ -195,5 +207,5 @@ def test_integers_of_both_widths_and_half_weights():
     logits, labels, ids = make(9, 20)
     weight = torch.rand(9).half()
     for ids_of_type in (ids, ids.int()):
-        out = cwt_ext.chunk_loss(logits, labels, ids_of_type, num_chunks=3, weight=weight)
-        compare(out, None, logits, labels, ids, num_chunks=3, weight=weight)
+        out = cwt_ext.chunk_loss(logits, labels, ids_of_type, num_chunks=3, token_weight=weight)
+        compare(out, None, logits, labels, ids, num_chunks=3, token_weight=weight)

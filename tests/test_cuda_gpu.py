@@ -84,7 +84,7 @@ def test_options_equal_oracle(dtype, reduction, options):
         **options,
         "reduction": reduction,
         "active": torch.tensor([0.5, 0.0, 2.0]),
-        "weight": torch.rand(40, generator=torch.Generator().manual_seed(1)),
+        "token_weight": torch.rand(40, generator=torch.Generator().manual_seed(1)),
         "stats": "all",
         "mean_grad_norm": True,
     }
@@ -227,12 +227,30 @@ def test_gradcheck(options):
 
 def test_opcheck():
     logits, labels, ids = (x.cuda() for x in make(5, 33))
-    args = (logits.requires_grad_(), labels, ids, None, None, None, 3, 1, -100, 0.0, 0.0, 0.0, 1,
-            True, True, False)  # fmt: skip
+    options = (3, 1, -100, 0.0, 0.0, 0.0, 1, True, True, False)
+    args = (logits.requires_grad_(), labels, ids, None, None, None, *options)
     torch.library.opcheck(torch.ops.cwt.chunk_loss.default, args)
+    plan = (labels, ids, None, None, None, 3, 33, 1, -100, 1)
+    torch.library.opcheck(torch.ops.cwt.chunk_loss_plan.default, plan)
     weight, scale = torch.rand(5, device="cuda"), torch.rand((), device="cuda")
     backward = torch.ops.cwt.chunk_loss_backward.default
     torch.library.opcheck(backward, (logits.detach(), weight, scale))
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2, 3])
+def test_plan_is_that_of_the_cpu(reduction):
+    """The same states; the same weights but for the order in which the denominator is added up."""
+    _, labels, ids = make(500, 33)
+    labels[7], ids[9] = 33, -2
+    weights = torch.rand(500) * (torch.arange(500) % 3 > 0)
+    active = torch.tensor([0.5, 0.0, 2.0])
+    options = (3, 33, reduction, -100, 2)
+    plan = torch.ops.cwt.chunk_loss_plan
+    want_weight, want_state = plan(labels, ids, active, weights, None, *options)
+    on_gpu = (x.cuda() for x in (labels, ids, active, weights))
+    row_weight, state = plan(*on_gpu, None, *options)
+    assert torch.equal(state.cpu(), want_state)
+    torch.testing.assert_close(row_weight.cpu(), want_weight, rtol=1e-14, atol=0.0, equal_nan=True)
 
 
 def test_compiles_without_a_graph_break():

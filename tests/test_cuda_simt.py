@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from cwt_ext import reference
+from cwt_ext import _ops, reference
 from tests.simt.harness import (
     IN_PLACE,
     NO_GRAD,
@@ -19,6 +19,7 @@ from tests.simt.harness import (
     Runner,
     encode,
     encode_backward,
+    encode_plan,
     missing,
 )
 
@@ -96,7 +97,7 @@ def expected(case):
         torch.where(bad, case.ignore_index, y),
         torch.where(bad, -1, ids),
         active=case.active,
-        weight=case.weight,
+        token_weight=case.weight,
         reduction=case.reduction,
         normalizer=case.normalizer,
         ignore_index=case.ignore_index,
@@ -361,6 +362,41 @@ RACE_CASES = ("gradient, part cached", "loss only", "options", "in place", "unal
 def test_sanitizers_find_nothing_in_the_large_sweep(runners, sanitizer):
     cases = [(n, dataclasses.replace(c, schedules=min(c.schedules, 2))) for n, c in value_cases()]
     run_all(runners[sanitizer], cases)
+
+
+@pytest.mark.parametrize("sanitizer", list(SANITIZERS))
+def test_plan_is_that_of_the_cpu(runners, sanitizer):
+    """chunk_loss_plan: the CPU's states, and its weights but for the order of the sums."""
+    base = make(150, 24, F32, schedules=3)
+    base = with_labels(base, {3: 24, 40: -1}, {7: 3, 99: -2})
+    weight = torch.rand(150) * (torch.arange(150) % 3 > 0)
+    heavy = torch.tensor([0.5, 0.0, 2.0], dtype=F64)
+    cases = [
+        dataclasses.replace(base, reduction=reduction, normalizer=normalizer, stats=stats, **given)
+        for reduction in ("token_mean", "chunk_mean", "sum", "none")
+        for normalizer, stats in ((None, True), (37.0, "all"))
+        for given in ({}, {"weight": weight, "active": heavy, "chunk_ids": base.chunk_ids.int()})
+    ]
+    cases += [make(0, 16, F32), make(4, 16, F32, chunks=0)]
+    stdout, stderr, status = runners[sanitizer].run(b"".join(map(encode_plan, cases)))
+    assert status == 0, stderr[-3000:]
+    output = Output(stdout)
+    for case in cases:
+        assert output.error() == ""
+        want_weight, want_state = torch.ops.cwt.chunk_loss_plan(
+            case.labels,
+            case.chunk_ids,
+            case.active,
+            case.weight,
+            None if case.normalizer is None else torch.tensor(case.normalizer),
+            case.num_chunks,
+            case.logits.shape[-1],
+            _ops.REDUCTIONS[case.reduction],
+            case.ignore_index,
+            _ops.STATS_MODES[case.stats],
+        )
+        close(output.take((case.rows(),), F64), want_weight, 1e-14, 0, "row_weight")
+        assert torch.equal(output.take((case.rows(),), torch.int8), want_state)
 
 
 def test_backward_scales_rows_and_leaves_empty_ones(runners):

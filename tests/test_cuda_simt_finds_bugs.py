@@ -50,7 +50,7 @@ BUGS = {
         "heap-buffer-overflow",
     ),
     "shared memory out of bounds": Bug(
-        "chunk_loss_rows.cuh",
+        "rows.cuh",
         "if (again && slot < cached_)",
         "if (again && slot < cached_ + PLANTED)",
         "asan",
@@ -71,21 +71,21 @@ BUGS = {
         "reads lane 31, which its mask omits",
     ),
     "lost update": Bug(
-        "chunk_loss_plan.cuh",
+        "plan.cuh",
         "  return static_cast<int64_t>(atomicAdd(",
         "  if (PLANTED) return (*counter += n) - n;\n  return static_cast<int64_t>(atomicAdd(",
         "tsan",
         "data race",
     ),
     "missing fence before the last block": Bug(
-        "chunk_loss_plan.cuh",
+        "plan.cuh",
         "    __threadfence();  // this block's results",
         "    if (!PLANTED) __threadfence();  // this block's results",
         "tsan",
         "data race",
     ),
     "unwritten result": Bug(
-        "chunk_loss_rows.cuh",
+        "rows.cuh",
         "out[kEntropy * rows] = stats",
         "if (!PLANTED) out[kEntropy * rows] = stats",
         "plain",
@@ -101,25 +101,25 @@ def runners(tmp_path_factory):
     for part in ("csrc", "tests/simt"):
         shutil.copytree(ROOT / part, folder / part)
     for number, bug in enumerate(BUGS.values(), 1):
-        file = folder / "csrc/cuda" / bug.file
+        file = folder / "csrc/chunk_loss/cuda" / bug.file
         text = file.read_text()
         assert text.count(bug.good) == 1, f"{bug.file} holds {text.count(bug.good)} x {bug.good!r}"
         planted = bug.bad.replace("PLANTED", f"(planted == {number})")
         file.write_text(text.replace(bug.good, planted))
-    platform = folder / "csrc/cuda/platform.cuh"
+    platform = folder / "csrc/chunk_loss/cuda/platform.cuh"
     variable = (
         "#include <cstdlib>\n"
         'inline const int planted = std::atoi(std::getenv("CWT_PLANTED"));\nnamespace cwt {\n'
     )
     platform.write_text(platform.read_text().replace("namespace cwt {\n", variable, 1))
-    launcher = folder / "csrc/cuda/chunk_loss_kernel.cu"
+    launcher = folder / "csrc/chunk_loss/cuda/launch.cu"
     text = launcher.read_text()
     for dtype in ("__half()", "float()", "double()"):
         assert text.count(f"return run({dtype});") == 1
         text = text.replace(f"return run({dtype});", "break;")
     launcher.write_text(text)
-    builds = {name: Runner(folder, name, folder / "tests/simt/run_chunk_loss.cpp")
-              for name in SANITIZERS}  # fmt: skip
+    source = folder / "tests/simt/run_chunk_loss.cpp"
+    builds = {name: Runner(folder, name, source) for name in SANITIZERS}
     yield builds
     for build in builds.values():
         build.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cwt_ext
 from cwt_ext import doctor, reference
 
 
@@ -16,6 +17,13 @@ def test_a_healthy_installation_passes(capsys):
     printed = capsys.readouterr().out
     for expected in ("torch", "CPU instruction set", "chunk_loss cpu bfloat16", "all good"):
         assert expected in printed
+
+
+def test_one_version():
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [cwt_ext.__version__], done.stderr
 
 
 def test_wrong_numbers_are_noticed(monkeypatch, capsys):

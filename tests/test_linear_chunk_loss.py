@@ -44,7 +44,6 @@ def test_equals_the_oracle(options, bias, block_rows):
         hidden, head, labels, ids, offset, block_rows=block_rows, **options
     )
     logits = hidden @ head.T if offset is None else hidden @ head.T + offset
-    options["weight"] = options.pop("token_weight", None)
     want = reference.chunk_loss(logits, labels, ids, **options)
     close(got.loss, want.loss, 1e-11, 1e-14)
     for name in SUMS:
@@ -174,6 +173,8 @@ def test_bad_input():
     call = cwt_ext.linear_chunk_loss
     with pytest.raises(ValueError, match=r"weight must be \(V, 16\), got \(211, 15\)"):
         call(hidden, head[:, 1:], labels, ids)
+    with pytest.raises(ValueError, match=r"hidden must be \(N, D\) or \(B, T, D\) .* got \(16,\)"):
+        call(hidden[0], head, labels, ids)
     with pytest.raises(ValueError, match=r"bias must be \(211,\), got \(210,\)"):
         call(hidden, head, labels, ids, offset[1:])
     with pytest.raises(TypeError, match=r"dtype of hidden \(torch.float64\), got torch.float32"):
@@ -182,8 +183,16 @@ def test_bad_input():
         call(hidden, head, labels, ids, block_rows=0)
     with pytest.raises(ValueError, match=r"linear_chunk_loss: labels must have.*\(5,\)"):
         call(hidden, head, labels[:5], ids)
+    with pytest.raises(ValueError, match=r"^linear_chunk_loss: num_chunks must be .* got -1"):
+        call(hidden, head, labels, ids, num_chunks=-1)
+    with pytest.raises(ValueError, match=r"^linear_chunk_loss: active must be \(4,\).*\(3,\)"):
+        call(hidden, head, labels, ids, active=torch.ones(3), num_chunks=4)
+    with pytest.raises(TypeError, match=r"^linear_chunk_loss: token_weight must be .*int64"):
+        call(hidden, head, labels, ids, token_weight=torch.ones(len(ids)).long())
+    with pytest.raises(ValueError, match=r"^linear_chunk_loss: normalizer must be above 0"):
+        call(hidden, head, labels, ids, normalizer=0)
     labels[20] = V
-    with pytest.raises(IndexError, match=rf"row 20 has label {V} .*\[0, {V}\)"):
+    with pytest.raises(IndexError, match=rf"^linear_chunk_loss: row 20 has label {V} .*\[0, {V}\)"):
         call(hidden, head, labels, ids, num_chunks=3)
     out = call(hidden, head, labels, ids, num_chunks=3, validate=False)
     assert out.loss.isnan()

@@ -2,8 +2,8 @@
 
 import doctest
 import sys
-import threading
 
+import guarded_memory
 import numpy as np
 import pytest
 import torch
@@ -89,18 +89,44 @@ def test_bad_items_and_lengths_are_named():
         segment_batch([bad[0]])
 
 
-def test_other_python_threads_run_meanwhile():
-    x = RNG.normal(size=(2500, 64))
-    done = threading.Event()
+GIL = """
+import sys, threading
+import numpy as np
+from cwt_ext import segment, segment_batch
+from guarded_memory import PAGE, Pages, wait_at_closed_pages
 
-    def work():
-        segment(x, k=30)
-        done.set()
+size = 64 * PAGE
+pages = Pages(size)
+x = np.frombuffer(pages.buffer, np.float64).reshape(-1, 64)
+x[:] = np.random.default_rng(0).normal(size=x.shape)
+want = segment(x, k=9).boundaries.tolist()
+wait_at_closed_pages()
+pages.protect(size - PAGE, size, closed=True)
+start = threading.Lock()
+start.acquire()
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    steps = 0
-    while not done.is_set():
-        steps += 1
-    worker.join()
-    assert steps > 1000  # with the GIL held throughout it would be a handful
+def open_the_page():
+    start.acquire()
+    pages.protect(size - PAGE, size, closed=False)
+    print("opened")
+
+sys.setswitchinterval(1e6)  # the GIL changes hands only where its holder blocks or releases it
+thread = threading.Thread(target=open_the_page)
+thread.start()
+start.release()
+found = {call}
+print("found")
+thread.join()
+assert found.boundaries.tolist() == want
+"""
+
+
+@pytest.mark.skipif(bool(guarded_memory.MISSING), reason=guarded_memory.MISSING)
+@pytest.mark.parametrize(
+    "call", ["segment(x, k=9)", "segment_batch([x], k=9)[0]", "segment_batch([x] * 40, k=9)[39]"]
+)
+def test_other_python_threads_run_meanwhile(call):
+    """The call cannot end before another Python thread, which needs the GIL, opens a page of x."""
+    done = guarded_memory.run_apart(GIL.format(call=call), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["opened", "found"]

@@ -17,6 +17,7 @@ SOURCES = sorted((ROOT / "csrc/segment").glob("segmenter*.cpp"))
 FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 COMPILER = os.environ.get("CXX", "g++")
 
 pytestmark = pytest.mark.skipif(
@@ -77,22 +78,20 @@ def test_bindings_under_address_and_undefined(tmp_path):
         run([COMPILER, f"-print-file-name={lib}.so"]).strip() for lib in ("libasan", "libstdc++")
     ]
     out = run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-         "-o", f"pythonpath={tmp_path}", "tests/test_segment_fuzz.py"],
+        [*PYTEST, "-o", f"pythonpath={tmp_path}", "tests/test_segment_fuzz.py"],
         LD_PRELOAD=" ".join(libraries),
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONPATH=str(tmp_path),
-    )  # fmt: skip
+    )
     assert "3 passed" in out
 
 
 def test_the_plain_kernels_pass_the_same_tests():
     out = run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_segment.py",
-         "-k", "longer or ties or both-embeddings or tensors"],
+        [*PYTEST, "tests/test_segment.py", "-k", "longer or ties or both-embeddings or tensors"],
         CWT_SEGMENT_GENERIC="1",
         PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+    )
     assert " passed" in out
     assert "generic" in run(
         [sys.executable, "-c", "from cwt_ext import _segment; print(_segment.instruction_set())"],

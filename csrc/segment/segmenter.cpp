@@ -1,5 +1,4 @@
-// The dynamic programme: which chunks are allowed, their costs block by block, the best
-// predecessors.
+// The dynamic programme: allowed chunks, their costs block by block, the best predecessors.
 //
 // Ends t are taken in blocks of kBlock. A block first fills its rows of costs c(., t), from a Gram
 // matrix that is never held whole, then relaxes them against the layers k of all earlier ends, a

@@ -1,15 +1,18 @@
-// Exact segmentation of a sequence of n units into chunks: dynamic programming over an additive
-// cost.
+// Exact segmentation of n units into chunks: dynamic programming over an additive cost.
 //
-// A segmentation is 0 = b_0 < ... < b_k = n; chunk m is the half-open range b_{m-1} .. b_m and
-// costs c(b_{m-1}, b_m). With e_i the embeddings at unit length, G = e e^T and W(s, t) = sum of G
-// over [s, t) x [s, t) = ||e_s + ... + e_{t-1}||^2:
-//   norm   c(s, t) = -sqrt(max(W, 0))               the chunk's resultant, to be as long as
-//   possible ls     c(s, t) = trace G[s:t, s:t] - W / (t-s)  kernel least squares cost   c(s, t)
-//   given as a matrix
+// A segmentation is 0 = b_0 < ... < b_k = n. Chunk m is the half-open range b_{m-1} .. b_m and
+// costs c(b_{m-1}, b_m). With e_i the embeddings at unit length:
+//
+//   G       = e e^T
+//   W(s, t) = sum of G over [s, t) x [s, t) = ||e_s + ... + e_{t-1}||^2
+//
+//   norm      c(s, t) = -sqrt(max(W(s, t), 0))                    the resultant, to be long
+//   ls        c(s, t) = trace G[s:t, s:t] - W(s, t) / (t - s)     kernel least squares
+//   cost      c(s, t) is given as a matrix
+//
 // The segmentation of least total cost is found for a fixed k, for every k up to one (path), or
-// with a penalty per chunk. No shortcut that needs the quadrangle inequality: these costs violate
-// it.
+// with a penalty per chunk. No shortcut that needs the quadrangle inequality is taken: these costs
+// violate it.
 #pragma once
 
 #include <cstddef>

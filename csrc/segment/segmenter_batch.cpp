@@ -14,8 +14,8 @@
 namespace cwt {
 namespace {
 
-constexpr int64_t kTake =
-    16;  // problems per visit to the counter: about 0.1 ms of short rationales
+// Problems per visit to the counter: about 0.1 ms of short rationales.
+constexpr int64_t kTake = 16;
 
 // Keeps the failure of the lowest index, whatever the order in which the threads meet them.
 class FirstFailure {
@@ -72,9 +72,8 @@ std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, in
   others.reserve(static_cast<size_t>(std::max<int64_t>(threads, 1)));
   for (int64_t i = 1; i < std::min(threads, (count + kTake - 1) / kTake); ++i) try {
       others.emplace_back(work);
-    } catch (
-        const std::system_error&) {  // the system grants no more threads; those there are will do
-      break;
+    } catch (const std::system_error&) {
+      break;  // the system grants no more threads; those there are will do
     }
   work();
   for (auto& thread : others) thread.join();

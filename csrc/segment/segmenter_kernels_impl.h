@@ -132,8 +132,8 @@ void pack(const scalar_t* x, int64_t stride, int64_t rows, int64_t d, double* ou
     for (int i = 0; i < kWidth; ++i) out[j * kWidth + i] = row[i][j] * factor[i];
 }
 
-// A single panel is summed in two halves: its kWidth chains of multiply-adds would not fill the
-// units.
+// A single panel is summed in two halves: its kWidth chains of multiply-adds alone would leave
+// units idle.
 template <int kWidth, int kPanels>
 void gram_tile(const double* a, const double* const* b, int64_t d, double* out, int64_t ld,
                bool more) {

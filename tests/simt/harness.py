@@ -29,6 +29,8 @@ SANITIZERS = {
     "tsan": ["-fsanitize=thread"],
 }
 NO_GRAD, OWN_BUFFER, IN_PLACE = range(3)
+FORWARD, BACKWARD, PLAN = range(3)
+HEADER_FIELDS = 30  # of Header in run_chunk_loss.cpp
 
 
 @functools.cache
@@ -165,8 +167,8 @@ def encode(case: Case) -> bytes:
     inner, outer, row, step = case.layout()
     pitch = vocab + case.grad_row_gap
     kinds = [None if t is None else t.dtype for t in (case.active, case.weight)]
-    header = [0, TYPES.index(x.dtype), case.chunk_ids.dtype == torch.int64, case.rows(), vocab]
-    header += [max(inner, 1), outer, row, step, case.offset, storage(x).numel()]
+    header = [FORWARD, TYPES.index(x.dtype), case.chunk_ids.dtype == torch.int64]
+    header += [case.rows(), vocab, max(inner, 1), outer, row, step, case.offset, storage(x).numel()]
     header += [case.grad_mode, inner * pitch, pitch, case.grad_offset]
     header += [max(case.rows() * pitch - case.grad_row_gap, 0)]
     header += [case.num_chunks, REDUCTIONS[case.reduction], case.ignore_index]
@@ -181,8 +183,18 @@ def encode(case: Case) -> bytes:
     forbidden = torch.zeros(case.rows()) if shared else ~case.read()
     parts = [raw(storage(x)), raw(case.labels), raw(case.chunk_ids), raw(case.active)]
     parts += [raw(case.weight), normal, raw(forbidden.to(torch.uint8))]
+    assert len(header) == HEADER_FIELDS
     numbers = struct.pack(f"{len(header)}q", *map(int, header)) + struct.pack("3d", *options)
     return numbers + b"".join(parts)
+
+
+def encode_plan(case: Case) -> bytes:
+    """Returns chunk_loss_plan of a case as run_chunk_loss reads it."""
+    whole = encode(dataclasses.replace(case, grad_mode=NO_GRAD))
+    numbers = struct.calcsize("q") * HEADER_FIELDS
+    after = numbers + struct.calcsize("3d") + len(raw(storage(case.logits)))
+    inputs = whole[after : len(whole) - case.rows()]  # without the rows that must not be read
+    return struct.pack("q", PLAN) + whole[struct.calcsize("q") : numbers] + inputs
 
 
 def encode_backward(
@@ -191,7 +203,7 @@ def encode_backward(
     """Returns a call of chunk_loss_backward as run_chunk_loss reads it."""
     n, vocab = grad.shape
     settings = {"offset": 0, "grad_offset": 0, "schedules": 2, **launch}
-    header = [1, TYPES.index(grad.dtype), 0, n, vocab, n, 0, vocab, 1, settings["offset"]]
+    header = [BACKWARD, TYPES.index(grad.dtype), 0, n, vocab, n, 0, vocab, 1, settings["offset"]]
     header += [grad.numel(), 2 if in_place else 1, 0, vocab, settings["grad_offset"], 0]
     header += [0] * 8 + [64, 232448, 3, settings["schedules"], factor.dim(), 0]
     return struct.pack(f"{len(header)}q", *header) + raw(grad) + raw(row_weight) + raw(factor)

@@ -1,10 +1,10 @@
-// Runs the kernels of csrc/cuda/chunk_loss_kernel.cu on this CPU. Reads cases from standard input
+// Runs the kernels of csrc/chunk_loss/cuda/launch.cu on this CPU. Reads cases from standard input
 // and writes their results to standard output; tests/simt/harness.py is the other side of the pipe.
 //
 // Every case runs under several schedules; memory that a kernel should write holds different
 // rubbish each time, so a result that depends on the schedule, or is never written, shows as a
 // difference.
-#include "../../csrc/cuda/chunk_loss_kernel.cu"
+#include "../../csrc/chunk_loss/cuda/launch.cu"
 
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +20,7 @@ namespace {
 
 using namespace cwt;
 
-enum Operator : int64_t { kForward, kBackward };
+enum Operator : int64_t { kForward, kBackward, kPlan };
 enum GradMode : int64_t { kNoGrad, kOwnBuffer, kInPlace };
 
 // Field by field what harness.py sends, as int64.
@@ -118,16 +118,40 @@ void all_schedules(int64_t schedules, std::vector<Buffer*> results, const run_t&
   report(error, results);
 }
 
+// Labels, ids and weights of a case, and what the kernels are told of them.
+struct PlanBuffers {
+  Buffer labels, ids, active, token_weight, normalizer;
+
+  explicit PlanBuffers(const Header& h)
+      : labels(h.rows * 8),
+        ids(h.rows * (h.wide_chunk_ids ? 8 : 4)),
+        active(h.num_chunks * real_size(h.active_type)),
+        token_weight(h.rows * real_size(h.weight_type)),
+        normalizer(real_size(h.normalizer_type)) {}
+
+  void read() {
+    for (Buffer* b : {&labels, &ids, &active, &token_weight, &normalizer}) b->read();
+  }
+
+  void describe(const Header& h, ChunkLossArgs& a) {
+    a.wide_chunk_ids = h.wide_chunk_ids != 0;
+    a.labels = labels.at<int64_t>();
+    a.chunk_ids = ids.at();
+    a.active = {active.at(), RealType(h.active_type)};
+    a.token_weight = {token_weight.at(), RealType(h.weight_type)};
+    a.normalizer = {normalizer.at(), RealType(h.normalizer_type)};
+  }
+};
+
 void run_forward(const Header& h, const DeviceLimits& device) {
   Options options;
   read_bytes(&options, sizeof options);
   const size_t element = element_size(h.type), acc = h.type == 3 ? 8 : 4;
   Buffer source(h.elements * element), logits(h.elements * element, h.offset * element);
-  Buffer labels(h.rows * 8), ids(h.rows * (h.wide_chunk_ids ? 8 : 4));
-  Buffer active(h.num_chunks * real_size(h.active_type)), weight(h.rows * real_size(h.weight_type));
-  Buffer normalizer(real_size(h.normalizer_type));
+  PlanBuffers plan(h);
   std::vector<uint8_t> forbidden(h.rows);
-  for (Buffer* b : {&source, &labels, &ids, &active, &weight, &normalizer}) b->read();
+  source.read();
+  plan.read();
   read_bytes(forbidden.data(), forbidden.size());
 
   Buffer loss((h.reduction == kNone ? h.rows : 1) * acc), row_stats(kNumRowStats * h.rows * acc);
@@ -144,13 +168,8 @@ void run_forward(const Header& h, const DeviceLimits& device) {
   a.layout = {h.rows, h.vocab, h.inner, h.outer_stride, h.inner_stride, h.vocab_stride};
   a.grad_layout = {h.rows, h.vocab, h.inner, h.grad_outer_stride, h.grad_inner_stride, 1};
   a.type = LogitsType(h.type);
-  a.wide_chunk_ids = h.wide_chunk_ids != 0;
+  plan.describe(h, a);
   a.logits = logits.at();
-  a.labels = labels.at<int64_t>();
-  a.chunk_ids = ids.at();
-  a.active = {active.at(), RealType(h.active_type)};
-  a.weight = {weight.at(), RealType(h.weight_type)};
-  a.normalizer = {normalizer.at(), RealType(h.normalizer_type)};
   a.loss = loss.at();
   a.row_stats = row_stats.at();
   a.chunk_stats = chunk_stats.at();
@@ -177,6 +196,30 @@ void run_forward(const Header& h, const DeviceLimits& device) {
     launch_chunk_loss_plan(a, device, nullptr);
     launch_chunk_loss(a, device, nullptr);
     if (h.grad_mode == kInPlace) in_place.copy(logits);
+  });
+}
+
+void run_plan(const Header& h, const DeviceLimits& device) {
+  PlanBuffers plan(h);
+  plan.read();
+  Buffer errors((2 + h.num_chunks) * 8), row_weight(h.rows * 8), state(h.rows);
+  ChunkLossArgs a{};
+  plan.describe(h, a);
+  a.options.num_chunks = h.num_chunks;
+  a.options.reduction = Reduction(h.reduction);
+  a.options.ignore_index = h.ignore_index;
+  a.options.stats = StatsMode(h.stats);
+  a.layout.rows = h.rows;
+  a.layout.vocab = h.vocab;
+  a.type = LogitsType::kDouble;
+  a.errors = errors.at<int64_t>();
+  a.row_weight = row_weight.at();
+  a.row_state = state.at<int8_t>();
+  Buffer workspace(chunk_loss_workspace_bytes(a));
+  bind_chunk_loss_workspace(a, workspace.at());
+  all_schedules(h.schedules, {&row_weight, &state}, [&] {
+    workspace.fill(0x5A);
+    launch_chunk_loss_plan(a, device, nullptr);
   });
 }
 
@@ -209,6 +252,11 @@ int main() {
   Header h;
   while (std::fread(&h, sizeof h, 1, stdin) == 1) {
     const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads)};
-    h.op == kForward ? run_forward(h, device) : run_backward(h, device);
+    if (h.op == kForward)
+      run_forward(h, device);
+    else if (h.op == kBackward)
+      run_backward(h, device);
+    else
+      run_plan(h, device);
   }
 }

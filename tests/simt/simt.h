@@ -1,16 +1,18 @@
 // Executes CUDA C++ kernels on a CPU, for proofs on machines without a GPU. Included by
-// csrc/cuda/platform.cuh in place of the CUDA runtime when CWT_SIMT is defined.
+// csrc/chunk_loss/cuda/platform.cuh in place of the CUDA runtime when CWT_SIMT is defined.
 //
 // Every CUDA thread is a fiber. Fibers switch at barriers, warp collectives, atomics and fences, in
 // an order drawn from a seed; several blocks are alive at once. What is checked in every build:
 // divergent barriers, warp collectives whose lanes differ in operation, place or mask, lanes that
 // have exited or that the mask leaves out, deadlocks, block shapes and shared memory beyond the
 // device's limits. Shared memory starts out as NaN. A sanitizer adds:
-//   -fsanitize=address,undefined  accesses out of bounds (global and shared), misaligned 16-byte
-//   ones -fsanitize=thread             races in global and shared memory; only barriers, __syncwarp
-//   and
-//                                 fences order accesses, as on the device: shuffles, votes and
-//                                 atomics do not
+//
+//   -fsanitize=address,undefined   accesses out of bounds (global and shared), misaligned 16-byte
+//                                  accesses
+//   -fsanitize=thread              races in global and shared memory; only barriers, __syncwarp and
+//                                  fences order accesses, as on the device: shuffles, votes and
+//                                  atomics do not
+//
 // What cannot be seen here: time, register pressure, rounding of the special functions, caches.
 #pragma once
 

@@ -1,10 +1,10 @@
-// What the CUDA entry hands to the kernels of chunk_loss: pointers, shapes and options; no torch,
-// no CUDA syntax. The launchers are in chunk_loss_kernel.cu.
+// What chunk_loss_cuda.cpp hands to the kernels: pointers, shapes and options; no torch, no CUDA
+// syntax. The launchers are in launch.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../chunk_loss.h"
+#include "../contract.h"
 
 namespace cwt {
 
@@ -41,19 +41,20 @@ struct ChunkLossArgs {
   RowLayout layout;            // of the logits
   RowLayout grad_layout;       // vocab_stride 1
   LogitsType type;
-  bool wide_chunk_ids;  // int64, else int32
-  const void* logits;
-  const int64_t* labels;  // (N)
-  const void* chunk_ids;  // (N)
-  RealArray active;       // (C)
-  RealArray weight;       // (N)
-  RealArray normalizer;   // ()
-  void* loss;             // () or (N)        acc
-  void* row_stats;        // (5, N)           acc
-  void* chunk_stats;      // (7, C)           acc
-  int64_t* errors;        // (2 + C)
-  void* row_weight;       // (N)              acc
-  void* grad;             // logits' shape and dtype, or null; may be `logits`
+  bool wide_chunk_ids;     // int64, else int32
+  const void* logits;      // null in chunk_loss_plan, like loss, row_stats, chunk_stats and grad
+  const int64_t* labels;   // (N)
+  const void* chunk_ids;   // (N)
+  RealArray active;        // (C)
+  RealArray token_weight;  // (N)
+  RealArray normalizer;    // ()
+  void* loss;              // () or (N)        acc
+  void* row_stats;         // (5, N)           acc
+  void* chunk_stats;       // (7, C)           acc
+  int64_t* errors;         // (2 + C)
+  void* row_weight;        // (N)              acc
+  int8_t* row_state;       // (N) RowState, or null: chunk_loss_plan only
+  void* grad;              // logits' shape and dtype, or null; may be `logits`
 
   // Workspace; the first three are zeroed by the launcher.
   int64_t* counters;         // (kNumCounters)
@@ -62,7 +63,8 @@ struct ChunkLossArgs {
   int64_t* rows;             // (N) work list, see Counter
   double* chunk_weight_sum;  // (C) W_c
   double* chunk_present;     // (C) a_c where the chunk has a counting row, else 0
-  double* chunk_scale;       // (C) row_weight = w_t * chunk_scale
+  double* chunk_factor;      // (C) see row_weight in contract.h
+  double* denominator;       // ()
   double* chunk_loss;        // (C) sum of row_loss
   double* tile_square;       // (C, tiles) mean_grad_norm only
   void* row_loss;            // (N) row_weight * l, acc
@@ -76,7 +78,8 @@ constexpr uint8_t kInStats = 16;  // the row is part of its chunk's statistics
 size_t chunk_loss_workspace_bytes(const ChunkLossArgs& args);
 void bind_chunk_loss_workspace(ChunkLossArgs& args, void* workspace);
 
-// Looks at labels, ids and weights only: states, work list, row_weight of idle rows, errors[0..1].
+// Looks at labels, ids and weights only: states, work list, row_weight, errors[0..1], and the
+// results of rows that are not read.
 void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& device,
                             cudaStream_t stream);
 

@@ -1,10 +1,10 @@
 // Launchers of chunk_loss: dtype, block shape, grid, order of the kernels. The kernels are in
-// chunk_loss_plan.cuh, chunk_loss_rows.cuh and chunk_loss_sums.cuh, each with its formulas and
-// bytes. Nothing here waits for the device.
+// plan.cuh, rows.cuh and sums.cuh, each with its formulas and bytes. Nothing here waits for the
+// device.
 #include <algorithm>
 #include <stdexcept>
 
-#include "chunk_loss_sums.cuh"
+#include "sums.cuh"
 
 namespace cwt {
 namespace {
@@ -97,8 +97,6 @@ template <typename scalar_t>
 void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t chunks = std::max<int64_t>(a.options.num_chunks, 1), tiles = mean_tiles(a);
   const bool mean = a.options.mean_grad_norm && a.options.num_chunks > 0;
-  CWT_LAUNCH(chunk_loss_weigh_kernel, dim3(grid_of(chunks)),
-             dim3(small_block(kPlanThreads, device)), 0, stream, a);
   ChunkLossArgs rows = a;
   if (mean && a.grad == a.logits) {
     // The gradient is going to overwrite what the mean gradient is made from: that comes first.
@@ -150,7 +148,8 @@ size_t carve(ChunkLossArgs& a, void* workspace, size_t* zeroed = nullptr) {
   carver.take(a.rows, n);
   carver.take(a.chunk_weight_sum, chunks);
   carver.take(a.chunk_present, chunks);
-  carver.take(a.chunk_scale, chunks);
+  carver.take(a.chunk_factor, chunks);
+  carver.take(a.denominator, 1);
   carver.take(a.chunk_loss, chunks);
   carver.take(a.tile_square, chunks * mean_tiles(a));
   carver.take(a.row_loss, n, acc);
@@ -177,8 +176,11 @@ void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& devic
   zero_memory(args.counters, zeroed, stream);
   zero_memory(args.errors, sizeof(int64_t) * (kNumErrorCounts + args.options.num_chunks), stream);
   const int threads = small_block(kPlanThreads, device);
-  CWT_LAUNCH(chunk_loss_plan_kernel, dim3(grid_of(ceil_div(args.layout.rows, threads))),
-             dim3(threads), 0, stream, args);
+  const dim3 rows(grid_of(ceil_div(args.layout.rows, threads)));
+  const dim3 chunks(grid_of(args.options.num_chunks)), block(threads);
+  CWT_LAUNCH(chunk_loss_plan_kernel, rows, block, 0, stream, args);
+  CWT_LAUNCH(chunk_loss_weigh_kernel, chunks, block, 0, stream, args);
+  CWT_LAUNCH(chunk_loss_row_weight_kernel, rows, block, 0, stream, args);
 }
 
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream) {

@@ -28,14 +28,14 @@ inline ZeroRange prepare_fresh(void* data, size_t bytes) {
 #if defined(__linux__)
   constexpr size_t kWorthwhile = size_t(4) << 20;
   if (bytes < kWorthwhile) return {};
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)),
-                  start = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const uintptr_t start = reinterpret_cast<uintptr_t>(data);
   char* begin = reinterpret_cast<char*>((start + page - 1) / page * page);
   char* end = reinterpret_cast<char*>((start + bytes) / page * page);
   *const_cast<volatile char*>(begin) = 1;
   if (madvise(begin, size_t(end - begin), MADV_DONTNEED) != 0) return {};
-  madvise(begin, size_t(end - begin),
-          MADV_HUGEPAGE);  // a wish: without it everything is right, only slower
+  // A wish: without it everything is right, only slower.
+  madvise(begin, size_t(end - begin), MADV_HUGEPAGE);
   if (*const_cast<volatile char*>(begin) != 0) return {};
   return {begin, end};
 #else

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <limits>
 
-#include "chunk_loss_kernels.h"
+#include "kernels.h"
 
 namespace cwt {
 namespace {

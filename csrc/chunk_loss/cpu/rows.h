@@ -1,14 +1,16 @@
 // The arithmetic of one row, for a vector type that the including file chooses.
 //
-// Pass 1 (exp_span) reads the logits once and keeps e_j = exp(z_j) / 2^N in a scratch row (L2);
-// pass 2 (chunk_loss_write.h) scales it into the gradient. Memory per row: V logits
-// read, V gradients written, both once.
+// Pass 1 (exp_span) reads the logits once and keeps e_j in a scratch row (in the second-level
+// cache); pass 2 (write.h) scales it into the gradient. Memory per row: V logits read, V gradients
+// written, both once.
 //
-// N is an integer, so that nothing is subtracted from x before the exponential: x = n ln2 + r
-// exactly enough at any distance from the maximum, e = exp(r) 2^(n - N). (x - max in float32 loses
-// 1e-6 of e once x is 16 below the maximum.) Each block of kRowBlock elements has its own N. The
-// first guess is the label's logit; a block whose maximum is more than 2^6 above its N is done
-// again while it is still in L1. Blocks are put on one scale in float64, exactly.
+//   e_j = exp(z_j) / 2^N = exp(r) 2^(n - N)      with z_j = n ln2 + r, N an integer
+//
+// N is an integer so that nothing is subtracted from z before the exponential: n and r are exact
+// enough at any distance from the maximum. (z - max in float32 loses 1e-6 of e once z is 16 below
+// the maximum.) Each block of kRowBlock elements has its own N. The first guess is the label's
+// logit; a block whose maximum is more than 2^6 above its N is done again while it is still in the
+// first-level cache. Blocks are put on one scale in float64, exactly.
 //
 // Finite because: n - N >= -127 by clamping (-Inf gives exactly 0), e <= 2^7, e^2 <= 2^14. Rows
 // whose maximum lies outside +-kMaxMagnitude are first rebased to a scratch copy x - max.
@@ -21,7 +23,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "chunk_loss_kernels.h"
+#include "kernels.h"
 
 namespace cwt {
 namespace {
@@ -40,8 +42,8 @@ constexpr double kLn2 = 0.693147180559945309;
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact without an FMA
 constexpr float kLn2Low = -2.12194440e-4f;
-constexpr float kMagic =
-    12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+// 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits.
+constexpr float kMagic = 12582912.f;
 
 inline float minus_infinity(const float*) { return -kInfinity; }
 inline BFloat16 minus_infinity(const BFloat16*) { return {0xFF80}; }
@@ -229,9 +231,11 @@ RowPass sums_dispatch(const scalar_t* x, const RowInput& in, RowScratch& scratch
                  : sums_pass<V, scalar_t, false, false>(x, in, scratch, sums);
 }
 
-// z = cap tanh(u), u = x / cap, and its slope 1 - tanh(u)^2. From E = exp(-2|u|): slope = 4 E / (1
-// + E)^2 keeps its digits where tanh saturates; tanh = (1 - E) / (1 + E), by its odd series below
-// 0.25 where 1 - E cancels.
+// z and its slope dz/dx, which keeps its digits where tanh saturates:
+//
+//   u = x / cap,  E = exp(-2 |u|)
+//   z     = cap tanh(u) = cap (1 - E) / (1 + E)      (|u| < 0.25, where 1 - E cancels: a series)
+//   slope = 1 - tanh(u)^2 = 4 E / (1 + E)^2
 template <class V>
 inline void softcap_step(float* z, float* slope, float cap) {
   const auto one = V::set1(1), shift = V::set1(-87.f);

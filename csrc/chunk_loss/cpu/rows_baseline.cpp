@@ -1,5 +1,5 @@
 // Row functions for any processor: four lanes in the compiler's vector extension (SSE2, NEON).
-#include "chunk_loss_write.h"
+#include "write.h"
 
 namespace cwt {
 namespace {

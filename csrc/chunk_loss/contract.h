@@ -1,50 +1,65 @@
-// chunk_loss: the contract between the Python call and every backend. Knows no torch; kernels
+// chunk_loss: the contract between the Python call and every backend. Knows no torch: the kernels
 // include it.
 //
-// One row t has logits x_j (j < V), z_j = softcap * tanh(x_j / softcap) or x_j, a label y and a
-// chunk c.
+// One row t has logits x_j (0 <= j < V), a label y and a chunk c. Options: eps = label_smoothing,
+// zeta = z_loss, and z_j = softcap * tanh(x_j / softcap), or x_j where there is no softcap.
 //
-//   lse   = log sum_j exp(z_j)                  p_j = exp(z_j - lse)
-//   nll   = lse - z_y
-//   l     = (1 - eps) nll + eps (lse - mean_j z_j) + zeta lse^2          eps: label_smoothing,
-//   zeta: z_loss g_j   = dl/dx_j = ((1 + 2 zeta lse) p_j - eps / V - (1 - eps) [j = y]) * (1 - (z_j
-//   / softcap)^2) loss  = sum_t row_weight_t l_t              reduction none: loss_t = row_weight_t
-//   l_t grad_tj = row_weight_t g_tj                 rows of weight 0 that need no statistics are
-//   never read
+//   lse     = log sum_j exp(z_j)
+//   p_j     = exp(z_j - lse)
+//   nll     = lse - z_y
+//   l       = (1 - eps) nll + eps (lse - mean_j z_j) + zeta lse^2
+//   g_j     = dl/dx_j = ((1 + 2 zeta lse) p_j - eps / V - (1 - eps) [j = y]) z'_j
+//   z'_j    = 1 - (z_j / softcap)^2, or 1 where there is no softcap
+//   loss    = sum_t row_weight_t l_t           (reduction none: loss_t = row_weight_t l_t)
+//   grad_tj = row_weight_t g_tj
 //
-// A row is *valid* when its label is in [0, V) and its chunk in [0, C); it *counts* when in
-// addition its chunk is active and neither weight is 0. A row of chunk -1 or with label
-// ignore_index is skipped. With w_t the token weight and a_c the chunk weight (`active`; bool true
-// = 1), row_weight_t of a counting row is
+// Rows. A row is *valid* when its label is in [0, V) and its chunk in [0, C). It *counts* when in
+// addition its chunk is active and its token weight is not 0. A row of chunk -1 or with label
+// ignore_index is skipped. Rows of weight 0 that need no statistics are never read.
 //
-//   sum, none     a_c w_t / normalizer                               (normalizer: 1 unless given)
-//   token_mean    a_c w_t / (normalizer or sum over counting rows of a_c w_t)
-//   chunk_mean    a_c w_t / (W_c (normalizer or sum of a_c over chunks with a counting row)),
-//                 W_c = sum over the counting rows of chunk c of w_t
+// Row weights. With w_t the token weight and a_c the chunk weight (`active`; bool true = 1),
+// row_weight_t of a counting row is w_t chunk_factor_c / denominator:
 //
-// Shapes: logits (N, V) or (B, T, V) with any strides, in float16, bfloat16, float32 or float64;
-// labels (N) int64 and chunk_ids (N) int32 or int64, both contiguous; active (C) bool, float32 or
-// float64; weight (N) float32 or float64; normalizer () float32 or float64. acc is float32, or
-// float64 for float64 logits. Results:
+//   reduction    chunk_factor_c    denominator, unless `normalizer` replaces it
+//   sum, none    a_c               1
+//   token_mean   a_c               sum over counting rows of a_c w_t
+//   chunk_mean   a_c / W_c         sum of a_c over the chunks that have a counting row
 //
-//   loss         ()      acc   (N) for reduction none
-//   row_stats    (5, N)  acc   rows of RowStat; 0 for rows that are not evaluated; grad_norm and
-//   entropy 0 if !stats chunk_stats  (7, C)  acc   rows of ChunkStat, over the rows that count or
-//   (kStatsAll) over every valid row;
-//                              unweighted; sums are of float64 and in row order; all 0 if !stats;
-//                              kMeanGradNorm is 0 unless asked for
-//   errors   (2 + C)     int64 bad labels, bad chunk ids, then rows of each chunk whose logits hold
-//   NaN or +Inf (or
-//                              nothing but -Inf) among the rows that were read
-//   row_weight   (N)     acc   as above; 0 for rows that do not count; NaN for a bad row
-//   grad         logits' shape and dtype, contiguous; (0) when !need_grad
+//   W_c = sum over the counting rows of chunk c of w_t
 //
-// Errors. validate: a bad label (outside [0, V), not ignore_index) or a bad chunk id (outside [-1,
-// C)), in whatever row, raises IndexError before anything is written. Otherwise: such a row is
+// Arguments.
+//
+//   logits         (N, V) or (B, T, V)   float16, bfloat16, float32 or float64, any strides
+//   labels         (N)                   int64, contiguous
+//   chunk_ids      (N)                   int32 or int64, contiguous
+//   active         (C)                   bool, float32 or float64
+//   token_weight   (N)                   float32 or float64
+//   normalizer     ()                    float32 or float64
+//
+// Results; acc is float32, or float64 for float64 logits.
+//
+//   loss           ()       acc      (N) for reduction none
+//   row_stats      (5, N)   acc      rows of RowStat; 0 for rows that are not evaluated; grad_norm
+//                                    and entropy are 0 without stats
+//   chunk_stats    (7, C)   acc      rows of ChunkStat over the rows that count, or (kStatsAll)
+//                                    over every valid row; unweighted; summed in float64 and in
+//                                    row order; 0 without stats; kMeanGradNorm 0 unless asked for
+//   errors         (2 + C)  int64    bad labels, bad chunk ids, then per chunk the rows read whose
+//                                    logits hold NaN or +Inf, or nothing but -Inf
+//   row_weight     (N)      acc      as above; 0 for rows that do not count; NaN for a bad row
+//   grad           logits' shape and dtype, contiguous; (0) without need_grad
+//
+// Results of chunk_loss_plan, which looks at no logits.
+//
+//   row_weight     (N)      float64  as above
+//   state          (N)      int8     RowState; not 0: the row must be read, or is bad
+//
+// Errors. With `validate` a bad label (outside [0, V), not ignore_index) or a bad chunk id (outside
+// [-1, C)), in whatever row, raises IndexError before anything is written. Without it such a row is
 // *bad*: its logits are not read, its row_stats and its loss are NaN (so is the reduced loss), its
-// gradient is 0, and `errors` counts it. Its chunk's statistics count its token and are NaN, if the
-// chunk is known and its rows are being evaluated. A row whose logits hold NaN or +Inf: loss,
-// row_stats and gradient of that row are NaN; `errors` counts it.
+// gradient is 0, and `errors` counts it. If its chunk is known and would be evaluated, the chunk's
+// statistics count its token and are NaN. A row whose logits hold NaN or +Inf: loss, row_stats and
+// gradient of that row are NaN; `errors` counts it.
 //
 // Determinism: per-row results first, then sums in row order. Nothing depends on the number of
 // threads.
@@ -90,9 +105,11 @@ struct ChunkLossOptions {
   bool validate;
 };
 
-// Where row t of the logits begins: row(t) = (t / inner) * outer_stride + (t % inner) *
-// inner_stride. Strides in elements, 64-bit: N * V passes 2^31. A (N, V) tensor has inner = N and
-// outer_stride = 0.
+// Where row t of the logits begins:
+//
+//   row(t) = (t / inner) * outer_stride + (t % inner) * inner_stride
+//
+// Strides in elements, 64-bit: N * V passes 2^31. A (N, V) tensor has inner = N, outer_stride = 0.
 struct RowLayout {
   int64_t rows, vocab;
   int64_t inner;
@@ -111,8 +128,8 @@ enum class RowState : int8_t {
   kBadChunk,
 };
 
-// The state of a row. chunk_weight is active[chunk] (or 1); it is only looked at for a chunk in [0,
-// C).
+// The state of a row. chunk_weight is active[chunk] (or 1); it is only looked at for a chunk in
+// [0, C).
 template <typename chunk_weight_fn>
 CWT_HOST_DEVICE inline RowState row_state(int64_t label, int64_t chunk, double token_weight,
                                           int64_t vocab, const ChunkLossOptions& o,
@@ -122,6 +139,22 @@ CWT_HOST_DEVICE inline RowState row_state(int64_t label, int64_t chunk, double t
   if (chunk == -1 || label == o.ignore_index) return RowState::kSkipped;
   if (token_weight != 0 && chunk_weight(chunk) != 0) return RowState::kCounts;
   return o.stats == kStatsAll ? RowState::kStatsOnly : RowState::kSkipped;
+}
+
+// chunk_factor_c of the table above; weight_sum is W_c.
+CWT_HOST_DEVICE inline double chunk_factor(Reduction reduction, double chunk_weight,
+                                           double weight_sum) {
+  return reduction == kChunkMean ? chunk_weight / weight_sum : chunk_weight;
+}
+
+// Whether the denominator is a sum over the batch where no normalizer is given; otherwise it is 1.
+CWT_HOST_DEVICE inline bool has_own_denominator(Reduction reduction) {
+  return reduction == kTokenMean || reduction == kChunkMean;
+}
+
+// The weight of a counting row.
+CWT_HOST_DEVICE inline double row_weight(double token_weight, double factor, double denominator) {
+  return token_weight * factor / denominator;
 }
 
 // What one pass over a row leaves behind: sums over j != y relative to a shift (any number near the

@@ -1,8 +1,9 @@
 // chunk_loss, one row at a time: loss, statistics and gradient.
 //
 //   e_j = exp(z_j - m), m = max z;  S' = sum e, Q' = sum e^2, H' = sum e (z - m), all over j != y
-//   finish_row (csrc/chunk_loss.h) makes nll, entropy, ||g||^2 ... of them;  g_j = e_j / S - [j =
-//   y]
+//   g_j = e_j / S - [j = y]
+//
+// finish_row (contract.h) makes nll, entropy, ||g||^2 ... of the sums.
 //
 // Who: a block takes rows from the work list, one after another (persistent grid). A thread takes
 // every blockDim-th pack of 16 bytes, four loads in flight, and keeps the five sums relative to its
@@ -22,7 +23,7 @@
 // cancel otherwise). NaN and +Inf make S NaN, which is how such a row is found.
 #pragma once
 
-#include "chunk_loss_plan.cuh"
+#include "plan.cuh"
 #include "row_span.cuh"
 
 namespace cwt {
@@ -142,7 +143,6 @@ class RowTask {
         softcap_(kGeneral ? softcap_of<acc_t>(a) : Softcap<acc_t>{0, 0}) {}
 
   __device__ void run() {
-    const bool counts = state_at(a_, t_) == RowState::kCounts;
     const int64_t chunk = chunk_at(a_, t_);
     const bool stats = a_.options.stats != kStatsOff;
     const RowSums<acc_t> sums = first_pass();
@@ -155,8 +155,7 @@ class RowTask {
       r.nll = r.logsumexp = r.entropy = r.grad_norm_sq = r.row_loss = NAN;
       r.p_scale = r.g_y = NAN;
     }
-    const acc_t weight =
-        counts ? static_cast<acc_t>(real_at(a_.weight, t_) * a_.chunk_scale[chunk]) : acc_t(0);
+    const acc_t weight = static_cast<const acc_t*>(a_.row_weight)[t_];
     GradientOf<acc_t> g{sums.shift, r.p_scale, r.g_y, 1, 0, softcap_, label_};
     if (kGeneral) g.apply(a_, r.logsumexp);
     if (kMode == RowMode::kGradient) second_pass_plain(g, weight);
@@ -254,7 +253,6 @@ class RowTask {
     out[kGradNorm * rows] = stats ? sqrt(r.grad_norm_sq) : acc_t(0);
     out[kEntropy * rows] = stats ? r.entropy : acc_t(0);
     out[kCorrect * rows] = finite ? acc_t(r.correct) : acc_t(NAN);
-    static_cast<acc_t*>(a_.row_weight)[t_] = weight;
     static_cast<acc_t*>(a_.row_loss)[t_] = weight == 0 ? acc_t(0) : weight * r.row_loss;
   }
 
@@ -294,8 +292,8 @@ __global__ void __launch_bounds__(max_row_threads(kMode), 1)
   }
 }
 
-// to = from * grad_output, row by row. Rows of weight 0 are not read: they are 0. In place (to ==
-// from) rows whose factor is 1 are left alone.
+// to = from * grad_output, row by row. Rows of weight 0 are not read: they are 0. In place rows
+// whose factor is 1 are left alone.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kBackwardThreads)
     chunk_loss_backward_kernel(const ChunkLossBackwardArgs a) {

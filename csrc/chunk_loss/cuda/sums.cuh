@@ -9,7 +9,7 @@
 //                          and in a fixed order; the last block to finish adds up the loss.
 #pragma once
 
-#include "chunk_loss_rows.cuh"
+#include "rows.cuh"
 
 namespace cwt {
 

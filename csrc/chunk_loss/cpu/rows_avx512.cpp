@@ -4,7 +4,7 @@
 // GCC 12 warns about its own _mm512_undefined_ps in every unmasked intrinsic.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
-#include "chunk_loss_write.h"
+#include "write.h"
 
 namespace cwt {
 namespace {

@@ -1,8 +1,8 @@
 // Pass 2 of a row: from the exponentials that pass 1 kept to the gradient. The rules of
-// chunk_loss_rows.h (anonymous namespace, nothing of the standard library) hold here too.
+// rows.h (anonymous namespace, nothing of the standard library) hold here too.
 #pragma once
 
-#include "chunk_loss_rows.h"
+#include "rows.h"
 
 namespace cwt {
 namespace {

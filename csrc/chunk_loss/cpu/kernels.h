@@ -4,12 +4,12 @@
 
 #include <cstdint>
 
-#include "chunk_loss.h"
+#include "../contract.h"
 
 namespace cwt {
 
-constexpr int64_t kRowBlock =
-    1024;  // elements that share one exponent; two blocks of floats fit L1 with room
+// Elements that share one exponent; two blocks of floats fit the first-level cache with room.
+constexpr int64_t kRowBlock = 1024;
 
 struct RowInput {
   const void* x;   // (V) logits of the row

@@ -1,7 +1,7 @@
 // Row functions for AVX2 + FMA + F16C.
 #include <immintrin.h>
 
-#include "chunk_loss_write.h"
+#include "write.h"
 
 namespace cwt {
 namespace {

@@ -1,18 +1,18 @@
 // chunk_loss, before any logit is read: which rows count, in which order, with what weight.
 //
-// chunk_loss_plan_kernel    one thread per row: the row's state; every row goes to one end of the
-//                           work list (rows to read in front, the others behind); first and last
-//                           row in use of each chunk. 16 bytes per row and more where there are
-//                           weights. Positions come from integer atomics, so the list's order may
-//                           differ between runs; no result depends on it.
-// chunk_loss_weigh_kernel   one block per chunk: W_c over its rows, in a fixed order; the last
-// block
-//                           to finish turns the sums into one factor per chunk, row_weight_t =
-//                           w_t * chunk_scale[c].
+// chunk_loss_plan_kernel         one thread per row: the row's state; every row goes to one end of
+//                                the work list (rows to read in front, the others behind); first
+//                                and last row in use of each chunk. 16 bytes per row and more where
+//                                there are weights. Positions come from integer atomics, so the
+//                                list's order may differ between runs; no result depends on it.
+// chunk_loss_weigh_kernel        one block per chunk: W_c over its rows, in a fixed order; the last
+//                                block to finish makes of the sums a factor per chunk and the
+//                                denominator.
+// chunk_loss_row_weight_kernel   one thread per row: row_weight of contract.h from those.
 #pragma once
 
 #include "block_reduce.cuh"
-#include "chunk_loss_kernel.h"
+#include "launch.h"
 
 namespace cwt {
 
@@ -97,7 +97,6 @@ __device__ __forceinline__ int64_t append(int64_t* counter, bool takes_part) {
 __device__ __forceinline__ void finish_idle_row(const ChunkLossArgs& a, int64_t row, bool bad) {
   const double value = bad ? NAN : 0.0;
   for (int s = 0; s < kNumRowStats; ++s) store_acc(a, a.row_stats, s * a.layout.rows + row, value);
-  store_acc(a, a.row_weight, row, value);
   store_acc(a, a.row_loss, row, value);
 }
 
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const Chu
   bool in_stats = false;
   if (exists) {
     const ChunkLossOptions& o = a.options;
-    const double weight = real_at(a.weight, row);
+    const double weight = real_at(a.token_weight, row);
     const ChunkWeightAt chunk_weight{a.active};
     chunk = chunk_at(a, row);
     state = row_state(a.labels[row], chunk, weight, a.layout.vocab, o, chunk_weight);
@@ -119,7 +118,7 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const Chu
       in_stats = o.stats == kStatsAll || (weight != 0 && chunk_weight(chunk) != 0);
     in_stats = o.stats != kStatsOff && (in_stats || is_read(state));
     a.states[row] = static_cast<uint8_t>(state) | (in_stats ? kInStats : 0);
-    if (!is_read(state)) finish_idle_row(a, row, is_bad(state));
+    if (!is_read(state) && a.row_stats != nullptr) finish_idle_row(a, row, is_bad(state));
     if (is_bad(state)) {
       count(&a.errors[state == RowState::kBadLabel ? kBadLabels : kBadChunks], 1);
       raise_to(&a.counters[kFirstBadRow], rows - row);
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_weigh_kernel(const Ch
     const int64_t end = a.end_row[mine];
     for (int64_t t = a.layout.rows - a.first_row[mine] + threadIdx.x; t < end; t += blockDim.x) {
       if (state_at(a, t) != RowState::kCounts || chunk_at(a, t) != mine) continue;
-      sums[0] += real_at(a.weight, t);
+      sums[0] += real_at(a.token_weight, t);
       sums[1] += 1;
     }
     reduce.sum(sums);
@@ -165,14 +164,24 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_weigh_kernel(const Ch
   for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x)
     total[0] += a.chunk_present[c] * (o.reduction == kTokenMean ? a.chunk_weight_sum[c] : 1);
   reduce.sum(total);
-  const bool given = a.normalizer.type != RealType::kNone;
-  const bool mean = o.reduction == kTokenMean || o.reduction == kChunkMean;
-  const double denominator = mean && !given ? total[0] : real_at(a.normalizer, 0);
+  const bool own = has_own_denominator(o.reduction) && a.normalizer.type == RealType::kNone;
+  if (threadIdx.x == 0) *a.denominator = own ? total[0] : real_at(a.normalizer, 0);
 #pragma unroll 1
-  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-    const double own = o.reduction == kChunkMean ? a.chunk_weight_sum[c] : 1;
-    a.chunk_scale[c] = real_at(a.active, c) / (own * denominator);
-  }
+  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x)
+    a.chunk_factor[c] = chunk_factor(o.reduction, real_at(a.active, c), a.chunk_weight_sum[c]);
+}
+
+__global__ void __launch_bounds__(kPlanThreads)
+    chunk_loss_row_weight_kernel(const ChunkLossArgs a) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row >= a.layout.rows) return;
+  const RowState state = state_at(a, row);
+  double weight = is_bad(state) ? NAN : 0.0;
+  if (state == RowState::kCounts)
+    weight =
+        row_weight(real_at(a.token_weight, row), a.chunk_factor[chunk_at(a, row)], *a.denominator);
+  store_acc(a, a.row_weight, row, weight);
+  if (a.row_state != nullptr) a.row_state[row] = static_cast<int8_t>(state);
 }
 
 }  // namespace cwt

@@ -1,17 +1,18 @@
 // Which rows run on which thread, and in which order their results are added up.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
-#include "chunk_loss_kernels.h"
-#include "chunk_loss_plan.h"
+#include "kernels.h"
 #include "memory.h"
+#include "plan.h"
 
 namespace cwt {
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 // Gradients above this size do not stay in a cache anyway, and are stored past it.
 constexpr size_t kStreamBytes = 8'388'608;
 constexpr int64_t kTileRows = 32;  // rows whose gradients are added up in one vector
@@ -48,16 +49,16 @@ struct RowNumbers {
 // One call: what every row needs, and what the rows found.
 class Run {
  public:
-  Run(const Tensor& logits, const int64_t* labels, const Plan& plan, const ChunkLossOptions& o,
-      const Tensor* grad, const RowKernels& kernels)
-      : layout_(row_layout(logits)),
+  Run(const ChunkLossCall& call, const Plan& plan, const MaybeTensor& grad,
+      const RowKernels& kernels)
+      : layout_(row_layout(call.logits)),
         kernels_(kernels),
-        element_(size_of(logits.scalar_type())),
-        wide_(logits.scalar_type() == ScalarType::Double),
-        x_(static_cast<const char*>(logits.const_data_ptr())),
-        labels_(labels),
+        element_(size_of(call.logits.scalar_type())),
+        wide_(call.logits.scalar_type() == ScalarType::Double),
+        x_(static_cast<const char*>(call.logits.const_data_ptr())),
+        labels_(call.rows.labels.const_data_ptr<int64_t>()),
         plan_(plan),
-        o_(o),
+        o_(call.options),
         rows(layout_.rows) {
     if (!grad) return;
     grad_ = static_cast<char*>(grad->mutable_data_ptr());

@@ -1,0 +1,139 @@
+"""What chunk_loss and linear_chunk_loss ask of their arguments; `op` names the caller."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cwt_ext import _ops
+
+Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
+StatsMode = bool | Literal["all"]
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(
+    op: str,
+    name: str,
+    x: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    active: Tensor | None,
+    token_weight: Tensor | None,
+    width: str = "V",
+) -> None:
+    """Raises TypeError or ValueError unless dtypes, shapes and devices fit `x`, called `name`."""
+    given = {name: x, "labels": labels, "chunk_ids": chunk_ids}
+    constants = {"active": active, "token_weight": token_weight}
+    given |= {key: value for key, value in constants.items() if value is not None}
+    for key, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {key} must be a tensor, got {type(value).__name__}.")
+        if value.device != x.device:
+            raise ValueError(
+                f"{op}: {key} must be on the device of {name} ({x.device}), got {value.device}."
+            )
+        if key in constants and value.requires_grad:
+            raise ValueError(f"{op}: {key} is a constant here, but requires grad: detach it.")
+    _check_dtypes(op, name, x, labels, chunk_ids)
+    if x.dim() not in (2, 3) or x.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must be (N, {width}) or (B, T, {width}) with {width} >= 1, "
+            f"got {tuple(x.shape)}."
+        )
+    shape = tuple(x.shape[:-1])
+    for key in ("labels", "chunk_ids", "token_weight"):
+        if key in given and tuple(given[key].shape) not in ((x.shape[:-1].numel(),), shape):
+            raise ValueError(
+                f"{op}: {key} must have one entry per row of {name} {tuple(x.shape)}, that is "
+                f"shape {shape}, got {tuple(given[key].shape)}."
+            )
+
+
+def _check_dtypes(op: str, name: str, x: Tensor, labels: Tensor, chunk_ids: Tensor) -> None:
+    if x.dtype not in _FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float16, bfloat16, float32 or float64, got {x.dtype}."
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{op}: labels must be int64, got {labels.dtype}.")
+    if chunk_ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
+
+
+def check_options(
+    op: str,
+    reduction: str,
+    stats: bool | str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+) -> None:
+    """Raises ValueError unless every option is one that exists."""
+    if reduction not in _ops.REDUCTIONS:
+        raise ValueError(
+            f"{op}: reduction must be one of {', '.join(_ops.REDUCTIONS)}, got {reduction!r}."
+        )
+    if stats not in _ops.STATS_MODES:
+        raise ValueError(f'{op}: stats must be True, False or "all", got {stats!r}.')
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}.")
+    if not 0 <= z_loss < float("inf"):
+        raise ValueError(f"{op}: z_loss must be at least 0 and finite, got {z_loss}.")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"{op}: softcap must be above 0 and finite (or None), got {softcap}.")
+
+
+def count_chunks(op: str, chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
+    """Returns C from whichever argument states it; raises ValueError where two disagree."""
+    if num_chunks is not None and num_chunks < 0:
+        raise ValueError(f"{op}: num_chunks must be at least 0, got {num_chunks}.")
+    if active is not None:
+        if active.dim() != 1 or (num_chunks is not None and active.shape[0] != num_chunks):
+            want = "C" if num_chunks is None else num_chunks
+            raise ValueError(
+                f"{op}: active must be ({want},), one entry per chunk, got {tuple(active.shape)}."
+            )
+        return active.shape[0]
+    if num_chunks is not None:
+        return num_chunks
+    return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
+
+
+def flat_integers(x: Tensor) -> Tensor:
+    """Returns labels or chunk ids as the operators take them: (N,), contiguous."""
+    return x.reshape(-1).contiguous()
+
+
+def flat_weights(op: str, name: str, x: Tensor | None, keep_bool: bool = False) -> Tensor | None:
+    """Returns weights as the operators take them: (N,) float32 or float64 (or bool), contiguous."""
+    if x is None:
+        return None
+    if x.dtype == torch.bool:
+        x = x if keep_bool else x.float()
+    elif not x.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be bool or float, got {x.dtype}.")
+    elif x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    return x.reshape(-1).contiguous()
+
+
+def normalizer_tensor(
+    op: str, normalizer: Tensor | float | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Returns the normalizer as a () tensor on `device`, checked where no host copy is needed."""
+    if normalizer is None:
+        return None
+    if not isinstance(normalizer, Tensor):
+        if not 0 < normalizer < float("inf"):
+            raise ValueError(f"{op}: normalizer must be above 0 and finite, got {normalizer}.")
+        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    if normalizer.numel() != 1 or normalizer.requires_grad:
+        raise ValueError(
+            f"{op}: normalizer must be one number without gradient, got shape "
+            f"{tuple(normalizer.shape)}, requires_grad={normalizer.requires_grad}."
+        )
+    wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
+    return normalizer.to(device=device, dtype=wide).reshape(())
