@@ -52,11 +52,15 @@ _STARTERS = set(
 def protected_spans(text: str) -> list[tuple[int, int]]:
     """Returns the spans (start, end) in which nothing is cut, in order and without overlap."""
     spans: list[tuple[int, int]] = []
+    braces = closing_braces(text)
     end = 0
     for match in _OPENER.finditer(text):
         if match.start() < end:
             continue
-        found = _close(text, match)
+        if match.group().endswith("{"):
+            found = braces.get(match.end())
+        else:
+            found = _close(text, match)
         if found is not None:
             end = found
             spans.append((match.start(), end))
@@ -70,8 +74,6 @@ def _close(text: str, opener: re.Match[str]) -> int | None:
         return _found(text, "`", start, start + _LINE_WINDOW)
     if token == "$":
         return _inline_math(text, start)
-    if token.endswith("{"):
-        return closing_brace(text, start)
     closer = _CLOSER.get(token) or f"\\end{{{opener.group(1)}}}"
     return _found(text, closer, start, start + _WINDOW)
 
@@ -93,14 +95,16 @@ def _inline_math(text: str, start: int) -> int | None:
     return None if inside[0].isdigit() and prose and "\\text" not in inside else end + 1
 
 
-def closing_brace(text: str, start: int) -> int | None:
-    """Returns the position after the brace that closes the one before `start`, or None."""
-    depth = 1
-    for match in re.compile(r"[{}]").finditer(text, start, start + _WINDOW):
-        depth += 1 if match.group() == "{" else -1
-        if depth == 0:
-            return match.end()
-    return None
+def closing_braces(text: str) -> dict[int, int]:
+    """Returns for the position after every "{" the position after the "}" that closes it."""
+    found: dict[int, int] = {}
+    open_at: list[int] = []
+    for match in re.finditer(r"\\[{}]|[{}]", text):
+        if match.group() == "{":
+            open_at.append(match.end())
+        elif match.group() == "}" and open_at:
+            found[open_at.pop()] = match.end()
+    return found
 
 
 class Spans:
