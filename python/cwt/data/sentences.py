@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (marks of many scripts are what this file is about)
 """Where the sentences of a rationale end.
 
 Rationales are prose mixed with sums, lists, LaTeX and code, often with the space after a full stop
@@ -57,10 +58,8 @@ def protected_spans(text: str) -> list[tuple[int, int]]:
     for match in _OPENER.finditer(text):
         if match.start() < end:
             continue
-        if match.group().endswith("{"):
-            found = braces.get(match.end())
-        else:
-            found = _close(text, match)
+        box = match.group().endswith("{")
+        found = braces.get(match.end()) if box else _close(text, match)
         if found is not None:
             end = found
             spans.append((match.start(), end))
@@ -206,10 +205,9 @@ class _Reader:
         last, following = text[begin - 1 : begin], text[match.end() : match.end() + 40]
         if last in tuple("=+×÷≈,"):
             return None
-        if match.group().count("\n") == 1 and last not in tuple(".!?。:"):
-            if following.startswith(("$$", "\\[", "\\begin")) or _WRAPPED.match(following):
-                return None
-        return begin
+        goes_on = following.startswith(("$$", "\\[", "\\begin")) or _WRAPPED.match(following)
+        one_line = match.group().count("\n") == 1 and last not in tuple(".!?。:")
+        return None if one_line and goes_on else begin
 
     def _latin_end(self, match: re.Match[str], after: int) -> int | None:
         text, end = self.text, match.end()

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (marks of many scripts are what this file is about)
 """Cuts a rationale into units, the pieces that are never cut again. Joining them gives it back."""
 
 import itertools
@@ -5,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from cwt.data.answers.statement import CLOSE_MARKER, OPEN_MARKER, last_close, last_statement
 from cwt.data.sentences import Spans, protected_spans, sentence_ends
-from cwt.data.statement import CLOSE_MARKER, OPEN_MARKER, last_close, last_statement
 
 UnitKind = Literal["sentence", "line", "step", "paragraph"]
 

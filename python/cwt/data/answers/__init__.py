@@ -1,8 +1,8 @@
 """Reads the answer out of a text and judges whether two answers are the same."""
 
-from cwt.data.graders import Kind, grade, kind_of
-from cwt.data.quantities import plain
-from cwt.data.statement import last_statement
+from cwt.data.answers.graders import Kind, grade, kind_of
+from cwt.data.answers.quantities import plain
+from cwt.data.answers.statement import last_statement
 
 MARKER = "The answer is "
 _LONGEST = 2000  # characters of an answer that are read
@@ -11,8 +11,8 @@ _LONGEST = 2000  # characters of an answer that are read
 def extract_answer(text: str) -> str | None:
     """Returns what a text states as its answer, or None where it states none.
 
-    The last statement wins; `cwt.data.statement.last_statement` lists what is understood. The
-    answer is returned as it is written: "$9$", "**42**" and "12 cm" are for `same_answer` to read.
+    The last statement wins; `statement.last_statement` lists what is understood. The answer is
+    returned as it is written: "$9$", "**42**" and "12 cm" are for `same_answer` to read.
 
     Example:
         >>> extract_answer("18 in all. Wait, I forgot to halve it. So the answer is 9, as 18 / 2.")
@@ -25,11 +25,11 @@ def extract_answer(text: str) -> str | None:
 def same_answer(given: str | None, wanted: str, kind: Kind | None = None) -> bool:
     """Returns whether a given answer equals the wanted one.
 
-    The kind of the wanted answer decides how they are compared, see `cwt.data.graders`. Numbers are
-    compared exactly, in any spelling ("1,200" is "1200.0", "3 1/2" is "3.5", "-3" is not "3"), a
-    letter is found in "(C) 05/01/2021", yes in "yes, it is"; formulas go to math-verify. Whatever
-    the texts say, the answer comes in bounded time (`cwt.data.formula.SECONDS` for a formula) and
-    no text raises an error.
+    The kind of the wanted answer decides how they are compared, see `cwt.data.answers.graders`.
+    Numbers are compared exactly, in any spelling ("1,200" is "1200.0", "3 1/2" is "3.5", "-3" is
+    not "3"), a letter is found in "(C) 05/01/2021", yes in "yes, it is"; formulas go to
+    math-verify. Whatever the texts say, the verdict comes in bounded time (`formula.SECONDS` for a
+    formula), in any thread or process, and no text raises an error.
 
     Args:
         given: what was answered; None is never right.

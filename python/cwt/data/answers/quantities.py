@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (marks of many scripts are what this file is about)
 """Reads numbers with their units out of a short text, exactly (as fractions)."""
 
 import re
@@ -97,7 +98,7 @@ def plain(text: str) -> str:
     text = _FRACTION.sub(_as_fraction, text)
     text = re.sub(r"^(?:\$\$?|\\\(|\\\[)\s{0,3}(?=.*(?:\$|\\\)|\\\]))", "", text, flags=re.S)
     text = re.sub(r"\s{0,3}(?:\\\)|\\\])(?=\W*$)|(?<=[^\s$])\s{0,3}\$\$?(?=[.,;]*$)", "", text)
-    return re.sub(r"\s+", " ", text).strip().strip("\"“”'‘’").rstrip(".。").strip().strip("\"“”")
+    return re.sub(r"\s+", " ", text).strip().strip("\"“”'‘’").rstrip(".。").strip().strip('"“”')
 
 
 def _as_fraction(match: re.Match[str]) -> str:

@@ -13,8 +13,12 @@ _YEAR = r"(?P<year>\d{4})"
 _WRITTEN = [
     re.compile(rf"\b{_MONTH}\s{{1,2}}{_DAY}\b(?:,?\s{{1,2}}{_YEAR}\b)?", re.IGNORECASE),
     re.compile(rf"\b{_DAY}(?:\sof)?\s{_MONTH}(?![a-z])(?:,?\s{_YEAR}\b)?", re.IGNORECASE),
-    re.compile(r"(?<![\d/.-])(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})(?![\d/-])"),
-    re.compile(r"(?<![\d/.-])(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<year>\d{4}|\d{2})(?![\d/-])"),
+    re.compile(
+        r"(?<![\d/.-])(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})(?![\d/-])"
+    ),
+    re.compile(
+        r"(?<![\d/.-])(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<year>\d{4}|\d{2})(?![\d/-])"
+    ),
 ]
 _CLOCK = re.compile(
     r"(?<![\d:.])(?P<hour>\d{1,2})(?::(?P<minute>\d{2})(?::(?P<second>\d{2}))?)?"

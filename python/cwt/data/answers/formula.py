@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (marks of many scripts are what this file is about)
 """Compares two formulas with math-verify, in bounded time, whatever they say.
 
 sympy evaluates what it reads: `10^{10^{10}}` and `99999999!` fill the memory for hours, and a check
@@ -32,9 +33,14 @@ _LONGEST_NUMBER = 300
 _START = "import runpy, sys; sys.path.pop(0); runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
-@lru_cache(maxsize=10_000)
+LATEX = re.compile(r"\\[A-Za-z{]|[\^√π∞∪∩≤≥±]|\w_\w|\w_\{")
+
+
 def same_formula(given: str, wanted: str) -> bool:
     """Returns whether math-verify finds two formulas equal; False where it is not done in time.
+
+    Two of its verdicts are not taken over: it reads \\Delta as \\delta, and it rounds to six
+    digits, so that 3.14159265 would be \\pi.
 
     Args:
         given: the answer, LaTeX or plain, without dollars.
@@ -43,9 +49,29 @@ def same_formula(given: str, wanted: str) -> bool:
     Raises:
         UserError: math-verify cannot be started at all, for instance as it is not installed.
     """
-    if any(len(text) > _LONGEST or explodes(text) for text in (given, wanted)):
+    given, wanted = normal_formula(given), normal_formula(wanted)
+    texts = [re.sub(r"\s", "", text) for text in (given, wanted)]
+    if texts[0].casefold() == texts[1].casefold():
+        return texts[0] == texts[1]
+    rounded = [re.fullmatch(r"-?\d*\.\d{5,}", text) is not None for text in texts]
+    symbolic = [re.search(r"\\?(?:pi|sqrt|ln|log|sin|cos|tan|frac)|[π√]", t) for t in texts]
+    if (rounded[0] and symbolic[1]) or (rounded[1] and symbolic[0]):
         return False
+    if any(len(text) > _LONGEST or explodes(text) for text in texts):
+        return False
+    return _verified(given, wanted)
+
+
+@lru_cache(maxsize=10_000)
+def _verified(given: str, wanted: str) -> bool:
     return _CHILD.ask(given, wanted)
+
+
+def normal_formula(text: str) -> str:
+    """Returns a formula in the spelling that math-verify reads best."""
+    text = re.sub(r"\\?sqrt\s?\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    return re.sub(r"_\{?\s?(\w)\s?\}?", r"_\1", text)
 
 
 def explodes(text: str) -> bool:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (marks of many scripts are what this file is about)
 """Where a text states its answer: "The answer is X", "#### X", "\\boxed{X}", "Answer: X", ...
 
 The last statement wins, whatever its form. A text with think markers is read after its last
@@ -135,7 +136,7 @@ def _candidates(text: str, begin: int) -> Iterator[_Candidate]:
     spans = protected_spans(text)
     protected = Spans(spans)
     ends = sentence_ends(text, protected)
-    blocks = {a: b for a, b in spans}
+    blocks = dict(spans)
     for pattern in (_PHRASE, _LABEL, _FOREIGN):
         for match in pattern.finditer(text, begin):
             if not _HYPOTHESIS.search(text, max(0, match.start() - 30), match.start()):
