@@ -23,7 +23,10 @@ _OPENER = re.compile(r"```|`|\$\$|\$|\\\[|\\\(|\\begin\{(\w+\*?)\}|\[asy\]|\\(?:
 _CLOSER = {"```": "```", "$$": "$$", "\\[": "\\]", "\\(": "\\)", "[asy]": "[/asy]"}
 _PAIRS = {"(": ")", "[": "]", "“": "”", "「": "」", "『": "』", "（": "）", "«": "»"}
 
-_END = re.compile(r"[.!?…]+|[。！？｡؟۔।॥။።]+|\n\s*|:(?=\s{0,3}\(?1[.)]\s)")
+_END = re.compile(
+    r"[.!?…]+|[。！？｡؟۔।॥။።]+|\n\s*|:(?=\s{0,3}\(?1[.)]\s)"
+    r"|(?<=[a-z])(?=\d{1,2}\.\s[A-Z])"
+)
 _AFTER = re.compile(r"(?:\s{0,2}(?:\$\$?|\\\)|\\\]))?[\"'”’»)\]}*_」』）]{0,8}")
 _OPENING = "\"'“‘«([{*_¿¡「『（#>"
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_]))*\Z")
@@ -90,8 +93,9 @@ def _inline_math(text: str, start: int) -> int | None:
     inside = text[start:end]
     if text[end + 1 : end + 2].isdigit() or "\n\n" in inside:
         return None
-    prose = re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}", inside)
-    return None if inside[0].isdigit() and prose and "\\text" not in inside else end + 1
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{4,}", inside)
+    prose = len(words) > 1 or (words and inside[0].isdigit())
+    return None if prose and "\\text" not in inside else end + 1
 
 
 def closing_braces(text: str) -> dict[int, int]:
@@ -178,6 +182,9 @@ class _Reader:
     def end_of(self, match: re.Match[str]) -> int | None:
         """Returns where the sentence ends that this mark closes, None where it closes none."""
         mark, end = match.group(), match.end()
+        if not mark:  # "spent reading: 492 days2. Determine"
+            item = _GLUED_MARKER.match(self.text, end)
+            return end if self.number and item and int(item[1]) == self.number + 1 else None
         if mark[0] == "\n":
             return self._line_end(match)
         if mark == ":":
@@ -203,7 +210,7 @@ class _Reader:
         while begin > self.start and text[begin - 1].isspace():
             begin -= 1
         last, following = text[begin - 1 : begin], text[match.end() : match.end() + 40]
-        if last in tuple("=+×÷≈,"):
+        if last in tuple("=+×÷≈") or (last == "," and not following[:1].isupper()):
             return None
         goes_on = following.startswith(("$$", "\\[", "\\begin")) or _WRAPPED.match(following)
         one_line = match.group().count("\n") == 1 and last not in tuple(".!?。:")

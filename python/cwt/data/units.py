@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from cwt.data.answers.statement import CLOSE_MARKER, OPEN_MARKER, last_close, last_statement
+from cwt.data.answers.statement import CLOSE_MARKER, OPEN_MARKER, last_statement
 from cwt.data.sentences import Spans, protected_spans, sentence_ends
 
 UnitKind = Literal["sentence", "line", "step", "paragraph"]
@@ -29,9 +29,9 @@ def split_units(rationale: str, kind: UnitKind = "sentence") -> tuple[str, ...]:
     - The statement of the answer ("The answer is 145", a box, ...) and what follows it are the last
       unit. It begins at its phrase, or, for a box, with its sentence. Where the text states no
       answer, the last unit is simply the last piece.
-    - Think markers are structure, so they stand in units that are never left out: what reaches to
-      the last `<think>` is part of the first unit, and the answer's unit begins no later than at
-      the last `</think>`. `structural_units` names the units that hold a marker in any text.
+    - Think markers are structure, so they stand in the first and in the last unit, which are never
+      left out: what reaches to the last `<think>` is part of the first unit, and the last unit
+      begins no later than at the last `</think>`.
     - Code, mathematics and boxes are never cut inside.
 
     The time grows with the length of the text, whatever it says; no text raises an error.
@@ -47,7 +47,7 @@ def split_units(rationale: str, kind: UnitKind = "sentence") -> tuple[str, ...]:
     if kind not in _CUTS:
         raise ValueError(f"unit must be sentence, line, step or paragraph, got {kind!r}.")
     protected = Spans(protected_spans(rationale))
-    answer = answer_start(rationale)
+    answer = min(answer_start(rationale), _last_close_start(rationale))
     first = max((m.end() for m in OPEN_MARKER.finditer(rationale, 0, answer)), default=0)
     cuts = [c for c in _CUTS[kind](rationale, protected) if first < c < answer]
     cuts = [_before_space(rationale, c) for c in cuts if not protected.inside(c)]
@@ -60,18 +60,12 @@ def answer_start(rationale: str) -> int:
     statement = last_statement(rationale)
     if statement is None:
         return len(rationale)
-    closed = last_close(rationale)
-    markers = [m.start() for m in CLOSE_MARKER.finditer(rationale) if m.end() == closed]
-    return min([statement.start, *markers])
+    return min(statement.start, _last_close_start(rationale))
 
 
-def structural_units(units: Sequence[str]) -> frozenset[int]:
-    """Returns the indices of the units that must stay: those that hold a think marker.
-
-    With one thought a text these are the first and the last unit, which stay anyway.
-    """
-    marks = (OPEN_MARKER, CLOSE_MARKER)
-    return frozenset(i for i, u in enumerate(units) if any(m.search(u) for m in marks))
+def _last_close_start(text: str) -> int:
+    """Returns where the last `</think>` begins, len(text) where there is none."""
+    return max((m.start() for m in CLOSE_MARKER.finditer(text)), default=len(text))
 
 
 def _before_space(text: str, cut: int) -> int:

@@ -131,6 +131,8 @@ def polarity(text: str) -> bool | None:
     """
     if re.search(r"\b(?:yes|true)\W{1,3}(?:and|or|/)\W{1,3}(?:no|false)\b|yes/no", text, re.I):
         return None
+    if len(_POLAR_WORD.findall(text)) > 1 and not re.search(r"\w", _POLAR_WORD.sub("", text)):
+        return None  # "yes no", "yes yes"
     for match in _POLAR_WORD.finditer(text):
         before, after = text[: match.start()].rstrip(), text[match.end() :]
         if before.endswith(("-", "'", "’")) or after.startswith(("-", "'", "’", "_")):
@@ -159,7 +161,8 @@ def _time(given: str, wanted: str) -> bool:
     gold, found = find_time(wanted), find_time(given)
     if gold is not None and found is not None:
         return gold[:3] == found[:3] and (gold[3] == found[3] or not gold[3] or not found[3])
-    return gold is None and find_ratio(given) == find_ratio(wanted)
+    ratio = find_ratio(wanted)
+    return gold is None and ratio is not None and find_ratio(given) == ratio
 
 
 def _string(given: str, wanted: str) -> bool:

@@ -27,7 +27,7 @@ def _formula_alone(given: str, wanted: str) -> str:
     """Returns the formula of a sentence: what stands between dollars, else its first clause."""
     inside = re.findall(r"(?<!\\)\$([^$]+)\$|\\\((.+?)\\\)", given)
     if len(inside) == 1:
-        return inside[0][0] or inside[0][1]
+        return str(inside[0][0] or inside[0][1])
     if len(_words(given)) > len(_words(wanted)):
         return re.split(r"\.\s|,\s[a-z]{3}|\s(?:because|since|which|or)\s", given)[0]
     return given

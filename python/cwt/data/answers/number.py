@@ -114,9 +114,11 @@ def _chosen(text: str, found: Sequence[Quantity]) -> Quantity | None:
         return None
     if DENIAL.search(before):  # "not 5 but 7"
         return found[1] if len(found) == 2 else None
-    if len(found) == 1 or all(q.value == first.value for q in found):
+    if len(found) == 1:
         return first
     between = text[first.end : found[1].start]
+    if between.strip() and all(q.value == first.value for q in found):
+        return first
     listed = len(between) <= _LONGEST_GAP and _JOINED.fullmatch(between)
     return None if listed and not _NOT_JOINED.search(between) else first
 
