@@ -256,7 +256,7 @@ def _plainly_equal(answer, wanted):
 def _corrupted(rng, answer):
     letters = list(answer)
     rng.shuffle(letters)
-    if not answer.isdigit():
+    if not answer.isdigit() and answer not in ("yes", "no"):  # "19 pounds", "yes, it is" are right
         yield f"{answer} ball"
     yield from (answer, answer[:-1], answer + answer[-1], f"{answer} {answer}", f"-{answer}")
     yield from ("".join(letters), rng.choice("red blue green pink black white yes no".split()))

@@ -25,6 +25,9 @@ from cwt.errors import UserError
 
 SECONDS = 5.0  # for one comparison
 _START_SECONDS = 120.0  # for importing sympy, on a busy machine
+_SIGNS = str.maketrans(
+    {"π": "\\pi ", "∞": "\\infty ", "×": "\\times ", "·": "\\cdot ", "∪": "\\cup ", "÷": "/"}
+)
 _LONGEST = 500
 _LARGEST_EXPONENT = 1000
 _LARGEST_FACTORIAL = 200
@@ -69,6 +72,7 @@ def _verified(given: str, wanted: str) -> bool:
 
 def normal_formula(text: str) -> str:
     """Returns a formula in the spelling that math-verify reads best."""
+    text = re.sub(r"√\s?(\w+|\([^()]*\))", r"\\sqrt{\1}", text).translate(_SIGNS)
     text = re.sub(r"\\?sqrt\s?\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     return re.sub(r"_\{?\s?(\w)\s?\}?", r"_\1", text)

@@ -43,12 +43,19 @@ _CLAUSE = re.compile(
 _DETERMINER = re.compile(
     r"\b(?:is|are|was|were|be|been|has|have|had|with|of|in|by|makes?|gives?|there|that|find)$", re.I
 )
+_LEADS_TO = re.compile(
+    r"\b(?:is|was|be|says?|that|it's|answers?|likely|probably|possibly|definitely|certainly|clearly|"
+    r"simply|generally|technically|trivially|obviously|almost|really|still|also|so|then|both|mostly|"
+    r"not|never)$",
+    re.IGNORECASE,
+)
 _NOUN = re.compile(r"\s(?!(?:to|because|since|as|and|but|they|it|he|she|the|you|we|i|a)\b)[a-z]")
 _LETTER_GOLD = re.compile(r"\(?([A-J])[).:]?|\(([A-Ja-j])\)(?:\s.*)?|([A-J])[).:]\s.+", re.DOTALL)
 _ALGEBRA = re.compile(
     r"(?=.*(?:[-+*/=<>^()\[\],]|\d[a-z]))(?:[-+*/=<>^()\[\]{}|!.,\s\d]|sqrt|sin|cos|tan|log|ln|exp|pi"
     r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
 )
+_TWO_NUMBERS = re.compile(r"-?\d+,-?\d{1,2}")  # in a gold answer: 2,3 is two numbers
 _NUMBER_LIST = re.compile(r"[-+\d.$/]+(?:\s?(?:,\s?(?:and\s)?|\sand\s)\s?[-+\d.$/]+)+")
 
 
@@ -64,7 +71,7 @@ def kind_of(wanted: str) -> Kind:
         return "time"
     if is_range(wanted):
         return "range"
-    if is_number(wanted):
+    if is_number(wanted) and not _TWO_NUMBERS.fullmatch(wanted):
         return "number"
     if LATEX.search(wanted) or _NUMBER_LIST.fullmatch(wanted):
         return "math"
@@ -126,8 +133,8 @@ def _yes_no(given: str, wanted: str) -> bool:
 def polarity(text: str) -> bool | None:
     """Returns True for yes, False for no, None where a text says neither or both.
 
-    The first yes, no, true or false that is a word of its own counts; "not" before it turns it
-    ("not true" is no), "yes or no" says nothing.
+    The first yes, no, true or false that opens a clause or follows a word such as "is" or "likely"
+    counts; "not" before it turns it ("not true" is no), "yes or no" says nothing.
     """
     if re.search(r"\b(?:yes|true)\W{1,3}(?:and|or|/)\W{1,3}(?:no|false)\b|yes/no", text, re.I):
         return None
@@ -140,6 +147,8 @@ def polarity(text: str) -> bool | None:
         value = _POLAR[match["word"].lower()]
         if DENIAL.search(text[: match.start()]):
             return not value
+        if before[-1:].isalnum() and not _LEADS_TO.search(before):
+            continue  # "the statement that yes means": not where an answer stands
         if match["word"].lower() == "no" and _DETERMINER.search(before) and _NOUN.match(after):
             continue  # "there is no evidence"
         return value

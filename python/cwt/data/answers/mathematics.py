@@ -16,6 +16,8 @@ def grade_math(given: str, wanted: str) -> bool:
     given, wanted = normal_formula(given), normal_formula(wanted)
     if re.sub(r"\s", "", given) == re.sub(r"\s", "", wanted):
         return True
+    if same_number(given, wanted):  # 2,3 may be a decimal
+        return True
     ours, gold = _elements(given), _elements(wanted)
     if max(len(ours.parts), len(gold.parts)) > 1:
         verdict = _same_elements(ours, gold)
@@ -65,7 +67,8 @@ def _elements(text: str) -> _List:
             start = i + 1
     parts.append(inner[start:])
     if not brackets:
-        parts = [p for part in parts for p in re.split(r"\band\b", part)]
+        parts = [p for part in parts for p in re.split(r"\b(?:and|or)\b", part)]
+        parts = [re.sub(r"^\s*[A-Za-z]\w?\s?=", "", p) for p in parts]
     return _List(brackets, tuple(p.strip() for p in parts if p.strip()), text)
 
 

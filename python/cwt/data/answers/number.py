@@ -24,7 +24,7 @@ _JOINED = re.compile(
     re.IGNORECASE,
 )
 _NOT_JOINED = re.compile(r"\b(?:of|out|in|per|for|at|by|than|from|is|are|was)\b")
-_RANGE = re.compile(r"[$€£]?[\d.,]+\s?%?\s?(?:-|to|\.\.)\s?[$€£]?[\d.,]+\s?[A-Za-z%]*")
+_RANGE = re.compile(r"[$€£]?\d(?:[\d.,]*\d)?\s?%?\s?(?:-|to|\.\.)\s?[$€£]?\d[\d.,]*\s?[A-Za-z%]*")
 _VARIABLE = re.compile(r"[abcnpqrtuvwxyz](?![A-Za-z])")  # 5x is no amount
 _NO_THINGS = set("in all total of the left more less each per a an altogether remaining".split())
 _LONGEST_GAP = 50  # characters between two numbers of a list
@@ -36,8 +36,8 @@ def is_number(text: str) -> bool:
     found = quantities(text)
     if not found or (len(found) > 1 and not _is_compound(text, found)):
         return False
-    rest = text[: found[0].start].strip() + text[found[-1].end :]
-    if _VARIABLE.match(rest):
+    rest = text[found[-1].end :]
+    if text[: found[0].start].strip() or _VARIABLE.match(rest):
         return False
     return len(rest) <= _LONGEST_GAP and _AFTER_NUMBER.fullmatch(rest) is not None
 
@@ -59,7 +59,7 @@ def grade_number(given: str, wanted: str) -> bool:
     gold = quantities(wanted)
     if len(gold) != 1:  # 2 hours and 30 minutes
         return _compound(given, wanted)
-    text = _first_with_number(_without_unit_powers(given))
+    text = _first_with_number(_without_asides(_without_unit_powers(given)))
     found = quantities(text)
     if _is_formula(text, found):
         return same_formula(_right_side(given), wanted)
@@ -73,6 +73,12 @@ def grade_number(given: str, wanted: str) -> bool:
 
 def _without_unit_powers(text: str) -> str:
     return re.sub(r"(?<=[A-Za-z]{2})\s?\^\{?[23]\}?|(?<=\bm)\^\{?[23]\}?", "", text)
+
+
+def _without_asides(text: str) -> str:
+    """Returns "12 (3 * 5 - 3 = 12)" as "12", if a number stands outside the brackets."""
+    rest = re.sub(r"(?:^|(?<=\s))\([^()]*\)", "", text)
+    return rest if quantities(rest) else text
 
 
 def _first_with_number(text: str) -> str:

@@ -89,6 +89,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)(?:\\[,;!: ]|\{,\}|~){1,4}(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d),?\\!,?(?=\d{3})", ",", text)
     text = re.sub(r"(?<=,)\\!(?=\d)", "", text)
+    text = re.sub(r"(?<=[A-Za-z\d)])\*\*(?=\d)", "^", text)
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\*\*|__|`", "", text)
     text = text.replace("\\$", "$").replace("\\%", "%").replace("\\&", "&")
     text = re.sub(r"(?<!\\)\\[,;!: ]|\\q?quad(?![a-z])", " ", text)

@@ -26,7 +26,8 @@ _PHRASE = re.compile(
     rf"(?:\s{{1,3}}(?:{_SAYS}|IS\b)|\s{{0,3}}[:=：])(?:\*\*(?=\s))?"
 )
 _LABEL = re.compile(
-    r"(?:^[ \t>#*_-]{0,8}|(?<=[.!?。] )|(?<=[.!?。]))(?:\*\*|__)?(?:[Ff]inal |FINAL )?(?:[Aa]nswer|ANSWER)"
+    r"(?:^[ \t>#*_-]{0,8}|(?<=[.!?。] )|(?<=[.!?。]))(?:\*\*|__)?"
+    r"(?:[Ff]inal |FINAL )?(?:[Aa]nswer|ANSWER)"
     r"(?:(?:\*\*|__)?\s?[:：=](?:\*\*|__)?|(?:\*\*|__)?[ \t]{0,3}(?=\n))",
     re.MULTILINE,
 )
@@ -64,8 +65,10 @@ _HYPOTHESIS = re.compile(
     re.IGNORECASE,
 )
 _FILLER_WORD = re.compile(
-    r"(?:indeed|therefore|thus|hence|simply|just|then|also|actually|clearly)\s+|that\s+(?=\d)"
+    r"(?:of course,|indeed|therefore|thus|hence|simply|just|then|also|actually|clearly|probably|"
+    r"(?:most )?likely)\s+|that\s+(?=\d)"
 )
+_MARKUP = re.compile(r"</?(?:final_)?answer>|<\|[^|<>\s]{1,30}\|>|</?s>")
 _EXPLANATION = re.compile(r"(?:,\s*|\s+)(?:because|since)\b|,\s*(?:which|as|so)\s")
 _PLACEHOLDERS = {"answer", "your answer", "final answer", "the answer", "result", "x here"}
 
@@ -111,7 +114,8 @@ def last_statement(text: str) -> Statement | None:
     found = [c for c in _candidates(text, begin) if c.position >= begin]
     if begin and not found:
         rest = text[begin:].strip()
-        return Statement(begin, rest.rstrip(".")) if _BARE_VALUE.fullmatch(rest) else None
+        bare = _BARE_VALUE.fullmatch(rest.strip("*$` "))
+        return Statement(begin, rest.rstrip(".")) if bare else None
     affirmed = [c for c in found if not re.match(r"not\b", c.answer)] or found
     last = max(affirmed, key=lambda c: c.position, default=None)
     if last is None:
@@ -202,13 +206,15 @@ def _says_something(answer: str) -> bool:
 
 def _trimmed(value: str) -> str | None:
     """Returns the value that follows a phrase without what surrounds it, None for no value."""
-    value = re.sub(r"</?(?:final_)?answer>", "", value).strip()
+    value = _MARKUP.sub("", value).lstrip(", \t\n").rstrip()
     filler = _FILLER_WORD.match(value)
     value = value[filler.end() :] if filler else value
     explanation = _EXPLANATION.search(value)
     if explanation and explanation.start():
         value = value[: explanation.start()]
     value = value.rstrip("。.").rstrip()
+    if not any(c in value for c in "\\$^+*"):  # "12!" ends a sentence, "$5!$" is a factorial
+        value = value.rstrip("!?！？").rstrip("。. ")
     for mark in ("**", "__", '"'):
         if value.count(mark) % 2:  # "**The answer is 42**": opened before the phrase
             value = value.removesuffix(mark).removeprefix(mark).strip()
