@@ -50,8 +50,8 @@ def split_units(rationale: str, kind: UnitKind = "sentence") -> tuple[str, ...]:
     answer = min(answer_start(rationale), _last_close_start(rationale))
     first = max((m.end() for m in OPEN_MARKER.finditer(rationale, 0, answer)), default=0)
     cuts = [c for c in _CUTS[kind](rationale, protected) if first < c < answer]
-    cuts = [_before_space(rationale, c) for c in cuts if not protected.inside(c)]
-    cuts = [0, *cuts, _before_space(rationale, answer), len(rationale)]
+    cuts = _before_space(rationale, [c for c in cuts if not protected.inside(c)] + [answer])
+    cuts = [0, *cuts, len(rationale)]
     return _merged([rationale[a:b] for a, b in itertools.pairwise(sorted(set(cuts)))])
 
 
@@ -68,13 +68,23 @@ def _last_close_start(text: str) -> int:
     return max((m.start() for m in CLOSE_MARKER.finditer(text)), default=len(text))
 
 
-def _before_space(text: str, cut: int) -> int:
-    """Returns the cut moved before white space: it goes with the unit that it introduces."""
-    if cut >= len(text):
-        return len(text)
-    while cut and text[cut - 1].isspace():
-        cut -= 1
-    return cut
+def _before_space(text: str, cuts: list[int]) -> list[int]:
+    """Returns the cuts, each moved before white space: it goes with the unit that it introduces.
+
+    Args:
+        text: the whole text.
+        cuts: rising positions; one at the end of the text stays there.
+    """
+    moved: list[int] = []
+    previous = 0
+    for cut in cuts:
+        begin = cut
+        while cut < len(text) and begin > previous and text[begin - 1].isspace():
+            begin -= 1
+        # Nothing but space since the previous cut: it ends where that one did.
+        moved.append(moved[-1] if moved and begin == previous else begin)
+        previous = cut
+    return moved
 
 
 def _merged(pieces: Sequence[str]) -> tuple[str, ...]:

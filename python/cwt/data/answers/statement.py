@@ -126,14 +126,9 @@ def last_statement(text: str) -> Statement | None:
 
 def _after_thought(text: str) -> int | None:
     """Returns where the text after the last thought begins, None inside an open thought."""
-    begin = last_close(text)
+    begin = max((m.end() for m in CLOSE_MARKER.finditer(text)), default=0)
     opened = max((m.start() for m in OPEN_MARKER.finditer(text)), default=-1)
     return None if opened >= begin and opened >= 0 else begin
-
-
-def last_close(text: str) -> int:
-    """Returns the position after the last marker that closes a thought, 0 where there is none."""
-    return max((m.end() for m in CLOSE_MARKER.finditer(text)), default=0)
 
 
 def _candidates(text: str, begin: int) -> Iterator[_Candidate]:
