@@ -2,7 +2,8 @@
 
 example   a question, the units of its rationale, its answer; the run's own files
 units     cuts a rationale into units
-answers   reads an answer out of a text and compares two answers
+sentences where its sentences end, and what is never cut inside
+answers/  reads an answer out of a text and compares two answers, one grader a kind
 tasks     generated problems with a programmatic teacher
 readers/  the files that people have, one module a format
 split     draws train, validation and test of imported examples
