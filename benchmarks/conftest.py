@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import FEATURES, Case
-from harness import WALL, Figure, Unavailable, Work, count_rounds, feature_table, ratio, timed
+from cases import FEATURES
+from harness import Figure, Unavailable, compare, feature_table, paired_rounds
 
 collect_ignore = ["bench_chunk_loss_gpu.py", "bench_segment_quality.py"]  # no tests: run by hand
 # (seconds for the rounds of a case, fewest rounds, most rounds)
@@ -71,77 +71,33 @@ def measure(benchmark, case, request):
         if case.rival.name != case.rival.against:
             references["ours"] = inputs.work(case.rival.against, case.work)
         limits = QUICK if request.config.getoption("quick") else FULL
-        times = run_paired(benchmark, rival, references, limits)
-        if times is None:  # --benchmark-disable
+        times = paired_rounds(benchmark, rival, references, limits)
+        if times is None:
             return
         formula, size = inputs.size(case.work)
-        note(benchmark, case, times, formula, size, copy_bytes)
-        figures = request.config.stash[FIGURES].setdefault(case.feature, [])
-        info = benchmark.extra_info
-        figures.append(
+        figures = compare(times, size, copy_bytes)
+        benchmark.extra_info.update(
+            figures,
+            work=case.work,
+            rival=case.rival.name,
+            against=case.rival.against,
+            bytes=size,
+            bytes_formula=formula,
+            threads=torch.get_num_threads(),
+        )
+        request.config.stash[FIGURES].setdefault(case.feature, []).append(
             Figure(
                 case.title,
                 case.work,
                 case.rival.name,
                 case.rival.against,
                 statistics.median(times["rival"]),
-                info["times_ours"],
-                info["copy_share"],
+                figures["times_ours"],
+                figures["copy_share"],
             )
         )
 
     return run
-
-
-def run_paired(
-    benchmark, rival: Work, references: dict[str, Work], limits: tuple[float, int, int]
-) -> dict[str, list[float]] | None:
-    """Times the rival, and before each of its rounds every reference once.
-
-    Returns name -> wall seconds of each round; that of the rival is called "rival". None where
-    pytest-benchmark is disabled: everything has run once then.
-    """
-    for work in (*references.values(), rival):
-        timed(work)  # warms up, and compiles
-    rounds = count_rounds(timed(rival)[WALL], *limits)
-    times: dict[str, list[float]] = {name: [] for name in references}
-
-    def prepare():
-        for name, work in references.items():
-            times[name].append(timed(work)[WALL])
-        return rival.prepare(), {}
-
-    benchmark.pedantic(rival.run, setup=prepare, rounds=rounds)
-    if not benchmark.enabled:
-        return None
-    return {**times, "rival": list(benchmark.stats.stats.data)}
-
-
-def note(
-    benchmark,
-    case: Case,
-    times: dict[str, list[float]],
-    formula: str,
-    size: int,
-    copy_bytes: int,
-) -> None:
-    """Writes what a reader of the JSON can judge a time by into `extra_info`."""
-    against = ratio(times["rival"], times.get("ours", times["rival"]))
-    copies = ratio(times["copy"], times["rival"])
-    benchmark.extra_info.update(
-        {
-            "work": case.work,
-            "rival": case.rival.name,
-            "against": case.rival.against,
-            "times_ours": against.median,
-            "times_ours_quartiles": [against.low, against.high],
-            "bytes": size,
-            "bytes_formula": formula,
-            "gigabytes_per_second": size / statistics.median(times["rival"]) / 1e9,
-            "copy_share": copies.median * size / copy_bytes,
-            "threads": torch.get_num_threads(),
-        }
-    )
 
 
 def pytest_benchmark_update_json(config, output_json):

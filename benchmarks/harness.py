@@ -89,6 +89,58 @@ def count_rounds(seconds: float, budget: float, least: int, most: int) -> int:
     return max(least, min(most, int(budget / max(seconds, 1e-9))))
 
 
+def paired_rounds(
+    benchmark: Any,
+    rival: Work,
+    references: Mapping[str, Work],
+    limits: tuple[float, int, int],
+    clocks=CLOCKS,
+) -> dict[str, list[float]] | None:
+    """Times a rival with pytest-benchmark, and before each of its rounds every reference once.
+
+    Args:
+        benchmark: the fixture.
+        rival: what the fixture times.
+        references: ours, copy_.
+        limits: seconds for the rounds of the rival, fewest rounds, most rounds.
+
+    Returns:
+        name -> wall seconds of each round; that of the rival is called "rival". None where
+        pytest-benchmark is disabled: everything has run then, and nothing was measured.
+    """
+    for work in (*references.values(), rival):
+        timed(work, clocks)  # warms up, and compiles
+    rounds = count_rounds(timed(rival, clocks)[WALL], *limits)
+    times: dict[str, list[float]] = {name: [] for name in references}
+
+    def prepare() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for name, work in references.items():
+            times[name].append(timed(work, clocks)[WALL])
+        return rival.prepare(), {}
+
+    benchmark.pedantic(rival.run, setup=prepare, rounds=rounds)
+    if not benchmark.enabled:
+        return None
+    return {**times, "rival": list(benchmark.stats.stats.data)}
+
+
+def compare(times: Mapping[str, list[float]], size: int, copy_bytes: int) -> dict[str, Any]:
+    """Returns what the rounds of paired_rounds say about a rival.
+
+    Args:
+        times: "rival", "copy", and "ours" unless the rival is itself what it is compared with.
+        size: bytes that the work needs.
+        copy_bytes: bytes that copy_ moves.
+    """
+    against = ratio(times["rival"], times.get("ours", times["rival"]))
+    return {
+        "times_ours": against.median,
+        "times_ours_quartiles": [against.low, against.high],
+        "gigabytes_per_second": size / statistics.median(times["rival"]) / 1e9,
+        "copy_share": ratio(times["copy"], times["rival"]).median * size / copy_bytes,
+    }
+
+
 def paired_tables(feature: Any, inputs: Callable, about: str, rounds: int) -> None:
     """The `main` of a feature: every rival in turns, a table a shape, dtype and kind of work.
 
