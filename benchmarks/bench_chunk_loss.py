@@ -135,8 +135,9 @@ class Logits:
         return losses.mean(), (self.x,)
 
     def eager_rows(self) -> Graph:
-        self.losses = F.cross_entropy(self.x, self.y, reduction="none")
-        return self.losses.mean(), (self.x,)
+        losses = F.cross_entropy(self.x, self.y, reduction="none")
+        self.losses = losses.detach()
+        return losses.mean(), (self.x,)
 
     def cheapest_statistics(self, gradients: tuple[torch.Tensor, ...]) -> None:
         """The gradient that autograd made anyway gives the norms; entropy and accuracy left out."""

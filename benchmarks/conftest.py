@@ -22,7 +22,7 @@ from harness import Figure, Unavailable, compare, feature_table, paired_rounds
 
 collect_ignore = ["bench_chunk_loss_gpu.py", "bench_segment_quality.py"]  # no tests: run by hand
 # (seconds for the rounds of a case, fewest rounds, most rounds)
-FULL, QUICK = (1.0, 3, 30), (0.1, 5, 10)
+FULL, QUICK = (0.6, 3, 20), (0.2, 3, 10)
 SKIPPED = pytest.StashKey[dict[str, str]]()
 FIGURES = pytest.StashKey[dict[str, list[Figure]]]()
 

@@ -5,7 +5,7 @@ A rival whose package or feature is not there raises Unavailable, with the reaso
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def require(package: str, name: str) -> None:
         raise Unavailable(f"{name}: the package {package} is not installed")
 
 
-def cuda_only(package: str, name: str) -> Callable[[], Graph]:
+def cuda_only(package: str, name: str) -> NoReturn:
     """Raises Unavailable: the kernels of the package take CUDA tensors, ours here are not."""
     require(package, name)
     raise Unavailable(f"{name} takes CUDA tensors only: see bench_chunk_loss_gpu.py")
