@@ -21,6 +21,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import cases
 import numpy as np
@@ -31,6 +32,7 @@ from cwt_ext import _segment, segment, segment_batch
 
 FEATURE = cases.SEGMENT
 D = 384
+ROOT = Path(__file__).resolve().parents[1]
 MEMORY = r"""
 import re, numpy as np
 from cwt_ext import segment
@@ -155,7 +157,9 @@ def main():
     work = Work(lambda: segment(x, k=40, max_len=200))
     limited = [timed(work)[CPU] for _ in range(repetitions)]
     print(f"| n = 4000, K = 40, max_len 200 | {np.median(limited) * 1e3:.1f} ms | | | <= 35 ms |")
-    out = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     print(f"| n = 20000, K = 200, max_len 400 | {float(out.stdout):.0f} MB | | | <= 150 MB |")
 
 
