@@ -24,7 +24,11 @@ lint: .venv/test
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: .venv/test
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python setup.py -q build_ext --inplace
+	mkdir -p build && rm -f build/bench.json
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=build/bench.json $(if $(QUICK),--quick) $(BENCH)
+	$(BIN)/python benchmarks/check_measured.py build/bench.json
 
 sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
 	$(BIN)/python -m pytest -m slow
