@@ -108,7 +108,7 @@ def totals_of(rows: Iterable[Row]) -> Totals:
         totals.add(row)
     for row in open_requests.values():
         totals.lost += Tokens(*row["reserved"])
-        totals.failures["in flight when its run was killed"] += 1
+        totals.failures["in flight when a run was killed"] += 1
     totals.seconds = sum(seconds.values())
     return totals
 

@@ -40,7 +40,7 @@ class Journal:
         self.path = path
         self._write_lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._written = self._synced = 0
-        self._broken = False
+        self._failure: OSError | None = None
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             content = path.read_bytes()
@@ -62,12 +62,14 @@ class Journal:
         """
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._write_lock:
-            if self._broken:
-                raise OSError(f"{self.path}: an earlier row could not be written.")
-            self._broken = True  # until the whole line is out: half a line must stay the last
-            while line:
-                line = line[os.write(self._file, line) :]
-            self._broken = False
+            if self._failure:  # half a line must stay the last
+                raise self._failure
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError as error:
+                self._failure = error
+                raise
             self._written += 1
             mine = self._written
         with self._sync_lock:  # who waited here may find its row synced by another

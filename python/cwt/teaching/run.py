@@ -20,9 +20,9 @@ from cwt.teaching.config import TeachConfig
 from cwt.teaching.journal import Journal
 from cwt.teaching.local import LocalTeacher
 from cwt.teaching.prompts import Style, load_styles
-from cwt.teaching.workers import Run, digest
 from cwt.teaching.server import ServerTeacher
 from cwt.teaching.teacher import Teacher
+from cwt.teaching.workers import Run, digest
 
 # A folder holds completions of one kind; what a completion depends on cannot change in it.
 _IDENTITY = (

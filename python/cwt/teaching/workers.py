@@ -78,11 +78,12 @@ class Run:
         self._number = max((row["n"] for row in journal.rows if "n" in row), default=0)
         self._run = max((row["run"] for row in journal.rows), default=0) + 1
         self._stopping = asyncio.Event()
+        self._noting: set[asyncio.Task[None]] = set()
         self._not_before = 0.0  # of the monotonic clock; set by a server's Retry-After
         self._failed_in_a_row = self._done = 0
         self._grader = ThreadPoolExecutor(1)  # the graders' libraries need not be thread-safe
-        self._backoff = tenacity.wait_exponential_jitter(
-            initial=config.backoff, max=config.max_wait, jitter=config.backoff
+        self._backoff = tenacity.wait_exponential(multiplier=config.backoff) + tenacity.wait_random(
+            0, config.backoff
         )
 
     def _take_up(self, rows: list[Row]) -> None:
@@ -111,6 +112,7 @@ class Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*self._noting, return_exceptions=True)
             await self.teacher.close()
             self._grader.shutdown()
             await self._append({"event": "end", "stopped": self.stopped})
@@ -180,17 +182,30 @@ class Run:
         seed = None if self.config.seed < 0 else self.config.seed + sample
         try:
             completion = await self.teacher.complete(messages, seed)
-        except TeacherError as error:
-            row: Row = {"event": "failure", **key, "error": str(error), "charged": error.charged,
-                   "reserved": reserved}  # fmt: skip
+        except (TeacherError, asyncio.CancelledError) as error:
+            row: Row = {
+                "event": "failure", **key, "error": str(error) or "interrupted",
+                "charged": not isinstance(error, TeacherError) or error.charged,
+                "reserved": reserved,
+            }  # fmt: skip
             await self._append(row)
             await self.budget.settle(most, row, time.monotonic() - began)
             raise
+        # It is paid for: an interrupt must not come between it and the disk.
         seconds = time.monotonic() - began
-        row = {"event": "completion", **key, "seconds": round(seconds, 3),
-               **await self._graded(question, completion, most)}  # fmt: skip
+        noting = asyncio.create_task(self._note(question, key, completion, most, seconds))
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
+        await asyncio.shield(noting)
+
+    async def _note(
+        self, question: Example, key: Row, completion: Completion, most: Tokens, seconds: float
+    ) -> None:
+        """Grades a completion and writes it down."""
+        row: Row = {"event": "completion", **key, "seconds": round(seconds, 3)}
+        row |= await self._graded(question, completion, most)
         await self._append(row)
-        self._asked.add((question.id, style.name, sample))
+        self._asked.add((row["id"], row["style"], row["sample"]))
         if row["verdict"] == ACCEPTED:
             self.kept[question.id].append(row["text"])
         await self.budget.settle(most, row, seconds)
@@ -227,7 +242,7 @@ class Run:
         if isinstance(error, TeacherError) and error.wait is not None:
             self._not_before = max(self._not_before, time.monotonic() + error.wait)
             return error.wait
-        return self._backoff(state)
+        return min(self.config.max_wait, self._backoff(state))
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > self.config.max_wait:  # only a server's own word can be; ours is capped
@@ -272,7 +287,8 @@ class Run:
         totals, done = self.totals, self._done
         tokens = totals.paid + totals.lost
         self.budget.update_seconds()
-        money = f"{self.budget.money(tokens):.4g} spent, " if self.config.price_out else ""
+        priced = self.config.price_in or self.config.price_out
+        money = f"{self.budget.money(tokens):.4g} spent, " if priced else ""
         right = sum(map(len, self.kept.values()))
         self.progress(
             done / len(self.questions),
