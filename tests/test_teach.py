@@ -215,6 +215,19 @@ def test_verdicts(text, finish, wanted):
     assert verdict(Completion(text, finish), "4", ["So it is 3. The answer is 4"])[0] == wanted
 
 
+def test_a_file_with_columns_of_its_own(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("frage,loesung\nAdd 4 and one.,5\nAdd 6 and one.,7\nAdd 8 and one.,\n")
+    with BadServer(lambda call: right(call.question)) as server:
+        config = TeachConfig(
+            str(path), "model", columns="question=frage, answer=loesung", base_url=server.url,
+            style=plain_template(tmp_path), max_tokens=50,
+        )  # fmt: skip
+        assert teach(config, tmp_path / "out").accepted == 2
+    assert [row["answer"] for row in rationales(tmp_path)] == ["5", "7"]
+    assert manifest(tmp_path)["questions"]["dropped"] == {"no answer": 1}
+
+
 # What goes wrong and passes
 
 
@@ -429,6 +442,13 @@ def test_a_wait_beyond_the_limit_of_time_ends_the_run(ask):
 
 
 # Resuming
+
+
+def test_a_trial_on_the_first_questions_counts_for_the_whole_file(ask):
+    trial, _ = ask(lambda call: right(call.question), n=5, first=2)
+    assert (trial.accepted, trial.questions) == (2, 2)
+    result, server = ask(lambda call: right(call.question), n=5)
+    assert (result.accepted, len(server.calls)) == (5, 3)
 
 
 def test_a_second_run_asks_nothing_again(ask, tmp_path):
@@ -700,6 +720,7 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(ask, monkeypatch, value):
         ({"extra": "[1]", "base_url": "http://a"}, r"extra must be a JSON object, got '\[1\]'"),
         ({"extra": '{"n": 4}', "base_url": "http://a"}, "extra must not set n"),
         ({"extra": '{"stop": "x"}'}, "extra is for a server"),
+        ({"columns": "question"}, "columns must be question=NAME,answer=NAME, got 'question'"),
         ({"base_url": "localhost:80"}, "must be an http or https address, got 'localhost:80'"),
     ],
 )

@@ -17,7 +17,7 @@ from cwt.errors import UserError
 from cwt.teaching import TeachConfig, teach
 
 TINY = Path(__file__).resolve().parents[1] / "python" / "cwt" / "students" / "tiny"
-QUESTIONS = 12
+QUESTIONS = 6
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def model(tmp_path_factory):
     path = folder / "tokenizer_config.json"
     template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    path = folder / "generation_config.json"  # transformers serve samples only where it says so
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True}))
     return folder
 
 
@@ -77,7 +79,7 @@ def check_against(oracle, out):
     ]
     assert [(row["id"], row["question"], row["rationale"]) for row in rows] == wanted
     manifest = json.loads((out / "teach.json").read_text())
-    assert manifest["verdicts"] == {"accepted": len(wanted), "wrong answer": 4}
+    assert manifest["verdicts"] == {"accepted": len(wanted), "wrong answer": 2}
     assert manifest["totals"]["prompt_tokens"] == sum(n for _, n, _ in oracle.values())
     assert manifest["totals"]["completion_tokens"] == sum(n for *_, n in oracle.values())
     assert manifest["totals"]["completions_without_usage"] == 0
@@ -93,7 +95,7 @@ def served(model):
     process = subprocess.Popen(
         [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model),
          "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -120,24 +122,24 @@ def test_transformers_serve_gives_the_texts_and_tokens_of_the_model(
 
 
 def test_transformers_serve_samples_by_seed(config, served, tmp_path):
-    options = {"base_url": served, "temperature": 2.0, "samples": 4, "seed": 5, "concurrency": 1}
+    options = {"base_url": served, "temperature": 1.5, "samples": 2, "seed": 5, "concurrency": 1}
     texts = []
     for folder in ("a", "b"):
         result = teach(config(**options), tmp_path / folder)
-        assert result.totals.completions == 4 * QUESTIONS
+        assert result.totals.completions == 2 * QUESTIONS
         rows = map(json.loads, (tmp_path / folder / "journal.jsonl").read_text().splitlines())
         texts.append([row["text"] for row in rows if row["event"] == "completion"])
     assert texts[0] == texts[1]
-    assert len(set(texts[0])) > 2 * QUESTIONS
+    assert texts[0][0::2] != texts[0][1::2]
 
 
 def test_transformers_serve_refuses_what_it_does_not_know(config, served, tmp_path):
-    extra = '{"logprobs": true}'
-    with pytest.raises(UserError, match="HTTP 422: Unsupported fields .*logprobs"):
+    extra = '{"nonsense": 1}'
+    with pytest.raises(UserError, match=r"HTTP 422: Unexpected fields .*nonsense"):
         teach(config(base_url=served, extra=extra, give_up=1), tmp_path / "out")
 
 
-@pytest.mark.parametrize(("template", "batch"), [(True, 1), (True, 5), (False, 12)])
+@pytest.mark.parametrize(("template", "batch"), [(True, 1), (True, 5), (False, 8)])
 def test_a_local_model_gives_the_same_texts_in_batches(
     config, oracle, model, tmp_path, template, batch
 ):
@@ -157,12 +159,12 @@ def test_a_local_model_is_cut_off_and_samples_by_seed(config, tmp_path):
         assert result.totals.verdicts == {"cut off": 2 * QUESTIONS}
         assert result.totals.paid.completion == 12 * 2 * QUESTIONS
     assert texts[0] == texts[1]
-    assert len(set(texts[0])) > QUESTIONS
+    assert texts[0][0::2] != texts[0][1::2]
 
 
 def test_a_prompt_that_does_not_fit_is_a_failure_of_its_question(config, tmp_path):
-    with pytest.raises(UserError, match=r"max_tokens 1020 are more than the model's 1024"):
-        teach(config(max_tokens=1020), tmp_path / "out")
+    result = teach(config(max_tokens=1020), tmp_path / "out")
+    assert (result.totals.failures, result.stopped) == ({"prompt too long": QUESTIONS}, "finished")
 
 
 def test_a_model_that_is_not_there_is_named(config, tmp_path):

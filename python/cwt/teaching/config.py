@@ -20,6 +20,8 @@ class TeachConfig:
     Attributes:
         questions: file of questions with their answers, in any format that `cwt data` reads
         model: name of the model on the server; without base_url a Hugging Face folder or hub name
+        columns: of a questions file with names of its own: question=NAME,answer=NAME
+        first: ask only this many questions, from the start of the file; 0 for all
         base_url: OpenAI-compatible server, such as https://api.openai.com/v1; empty for a local
             transformers model
         key_env: environment variable that holds the server's key; the key is read from nowhere
@@ -57,6 +59,8 @@ class TeachConfig:
 
     questions: str
     model: str
+    columns: str = ""
+    first: int = 0
     base_url: str = ""
     key_env: str = "OPENAI_API_KEY"
     api: Api = "chat"
@@ -96,12 +100,13 @@ class TeachConfig:
                             "completions of one prompt are all the same.")  # fmt: skip
         if self.limit_money and not (self.price_in or self.price_out):
             raise UserError("limit_money needs price_in or price_out: money per million tokens.")
+        _ = self.column_names  # raises where they cannot be read
         self._check_server()
 
     def _check_numbers(self) -> None:
         least = {
             "shot_count": 1, "samples": 1, "max_tokens": 1, "concurrency": 1, "give_up": 1,
-            "enough": 0, "retries": 0, "temperature": 0, "backoff": 0, "max_wait": 0,
+            "first": 0, "enough": 0, "retries": 0, "temperature": 0, "backoff": 0, "max_wait": 0,
             "price_in": 0, "price_out": 0, "limit_tokens": 0, "limit_money": 0,
             "limit_seconds": 0, "seed": -1,
         }  # fmt: skip
@@ -144,6 +149,20 @@ class TeachConfig:
             )
         if not good:
             raise UserError(f"base_url must be an http or https address, got {self.base_url!r}.")
+
+    @property
+    def column_names(self) -> dict[str, str] | None:
+        """The columns of the questions file, as `read_examples` takes them.
+
+        Raises:
+            UserError: columns is not a list of role=NAME.
+        """
+        if not self.columns:
+            return None
+        pairs = [part.partition("=") for part in self.columns.split(",")]
+        if not all(role.strip() and name.strip() for role, _, name in pairs):
+            raise UserError(f"columns must be question=NAME,answer=NAME, got {self.columns!r}.")
+        return {role.strip(): name.strip() for role, _, name in pairs}
 
     @property
     def extra_fields(self) -> dict[str, Any]:

@@ -85,13 +85,12 @@ def teach(
         >>> teach(config, "rationales").accepted  # doctest: +SKIP
     """
     out = Path(out)
-    read = read_examples(Path(config.questions), rationales=False)
-    questions = list(read.examples)
-    _check_ids(config, questions)
-    shots = read_examples(Path(config.shots)).examples if config.shots else []
+    read = read_examples(config.questions, rationales=False, columns=config.column_names)
+    questions = read.examples[: config.first or None]
+    shots = read_examples(config.shots).examples if config.shots else []
     styles = load_styles(config.style, shots, config.shot_count)
     with _folder(out):
-        head = _head(config, styles, questions, dict(read.dropped))
+        head = _head(config, styles, questions, dict(read.reasons))
         _check_settings(out, head["settings"])
         teacher = teacher or _teacher(config)
         # The settings are on disk before anything is paid for.
@@ -112,14 +111,6 @@ def teach(
 
 def _teacher(config: TeachConfig) -> Teacher:
     return ServerTeacher(config) if config.base_url else LocalTeacher(config)
-
-
-def _check_ids(config: TeachConfig, questions: list[Example]) -> None:
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise UserError(f"{config.questions}: the id {question.id!r} is there twice.")
-        seen.add(question.id)
 
 
 @contextmanager
@@ -159,7 +150,7 @@ def _head(
         "questions": {
             "file": config.questions,
             "sha256": _sha256("\n".join(f"{q.id} {digest(q)}" for q in questions)),
-            "read": len(questions),
+            "asked": len(questions),
             "dropped": dropped,
         },
     }

@@ -105,7 +105,11 @@ class Run:
         pending = iter(self.questions)
         workers = [asyncio.create_task(self._work(pending)) for _ in range(self.config.concurrency)]
         try:
-            await asyncio.gather(*workers)
+            # wait, unlike gather, leaves the workers alone when an interrupt comes: a worker that
+            # is cancelled twice cannot write down the first time.
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
             if not self._stopping.is_set():
                 self.stopped = FINISHED
         finally:
