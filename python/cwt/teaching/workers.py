@@ -293,7 +293,7 @@ class Run:
         self.budget.update_seconds()
         priced = self.config.price_in or self.config.price_out
         money = f"{self.budget.money(tokens):.4g} spent, " if priced else ""
-        right = sum(map(len, self.kept.values()))
+        right = totals.verdicts[ACCEPTED]
         self.progress(
             done / len(self.questions),
             f"{done} of {len(self.questions)} questions, {right} right of {totals.completions}, "
