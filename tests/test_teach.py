@@ -300,6 +300,8 @@ MISBEHAVIOURS = {
     ),
     "empty choices": (lambda call: Reply({"choices": []}), "no choices", True),
     "error in 200": (lambda call: Reply({"error": {"message": "no GPU"}}), "no choices", True),
+    "nested without end": (lambda call: Reply(b"[" * 100_000), "not a completion", True),
+    "broken surrogate": (lambda call: Reply({"error": "\ud800"}, 500), "HTTP 500", False),
     "not an object": (lambda call: Reply([1, 2]), "not a completion", True),
     "choice null": (lambda call: Reply({"choices": [None]}), "not a completion", True),
     "content number": (lambda call: says(7), "not a completion", True),
@@ -410,6 +412,13 @@ def test_a_question_that_is_refused_does_not_end_the_run(ask, tmp_path):
     assert (result.answered, len(server.calls), result.stopped) == (10, 30, "finished")
     again, server = ask(lambda call: right(call.question), n=20, samples=2, temperature=1.0)
     assert (again.answered, len(server.calls)) == (20, 20)
+
+
+def test_a_run_without_one_completion_is_an_error(ask):
+    with pytest.raises(
+        UserError, match="no request brought a completion; the last: HTTP 500: oops"
+    ):
+        ask(lambda call: Reply({"error": "oops"}, 500), n=2, retries=1)
 
 
 def test_requests_that_are_all_refused_end_the_run(ask):
@@ -529,6 +538,25 @@ def test_other_settings_need_another_folder(ask):
     ask(lambda call: right(call.question))
     with pytest.raises(UserError, match=r"made with temperature 0\.7, now it is 0\.1"):
         ask(lambda call: right(call.question), temperature=0.1)
+
+
+def test_settings_may_change_until_a_completion_came(ask):
+    with pytest.raises(UserError, match="no such model"):
+        ask(lambda call: Reply({"error": "no such model"}, 404), temperature=0.1)
+    assert ask(lambda call: right(call.question), temperature=0.9)[0].accepted == 1
+
+
+def test_half_a_surrogate_pair_does_not_break_the_files(ask, tmp_path):
+    ask(lambda call: says("So\ud800. The answer is 1"))
+    assert rationales(tmp_path)[0]["rationale"] == "So?. The answer is 1"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a:99999/v1", "http://a b/v1", "http://[::1/v1", "http://\u2025/v1"]
+)
+def test_an_address_that_is_none_is_refused(ask, url):
+    with pytest.raises(UserError, match=r"base_url .*address"):
+        ask(lambda call: right(call.question), base_url=url)
 
 
 def test_one_run_at_a_time(ask, tmp_path):

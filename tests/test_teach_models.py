@@ -163,8 +163,11 @@ def test_a_local_model_is_cut_off_and_samples_by_seed(config, tmp_path):
 
 
 def test_a_prompt_that_does_not_fit_is_a_failure_of_its_question(config, tmp_path):
-    result = teach(config(max_tokens=1020), tmp_path / "out")
-    assert (result.totals.failures, result.stopped) == ({"prompt too long": QUESTIONS}, "finished")
+    with pytest.raises(UserError, match=r"max_tokens 1020 are more than the model's 1024"):
+        teach(config(max_tokens=1020), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "teach.json").read_text())
+    assert manifest["failures"] == {"prompt too long": QUESTIONS}
+    assert manifest["totals"]["tokens_perhaps_lost"] == 0
 
 
 def test_a_model_that_is_not_there_is_named(config, tmp_path):

@@ -139,7 +139,9 @@ class TeachConfig:
         try:
             parts = urlsplit(self.base_url)
             plain = not (parts.username or parts.password or parts.query or parts.fragment)
+            _ = parts.port  # raises where it is none
             good = parts.scheme in ("http", "https") and bool(parts.hostname)
+            good = good and not any(map(str.isspace, self.base_url))
         except ValueError:
             plain, good = True, False
         if not plain:  # the value itself may be a secret: it is not repeated here

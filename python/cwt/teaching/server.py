@@ -53,7 +53,8 @@ class ServerTeacher:
         config: address, model, sampling; the key is read from the environment here.
 
     Raises:
-        UserError: the environment variable holds something that cannot be a key.
+        UserError: the environment variable holds something that cannot be a key, or base_url is no
+            address.
     """
 
     def __init__(self, config: TeachConfig) -> None:
@@ -61,6 +62,10 @@ class ServerTeacher:
         self._key = read_key(config.key_env)
         endpoint = "chat/completions" if config.api == "chat" else "completions"
         self._url = f"{config.base_url.rstrip('/')}/{endpoint}"
+        try:
+            httpx2.URL(self._url)
+        except httpx2.InvalidURL as error:
+            raise UserError(f"base_url {config.base_url!r} is no address: {error}.") from None
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
             headers=headers,
@@ -150,17 +155,18 @@ class ServerTeacher:
             message = choice.get("message") or {"content": choice.get("text")}
             text = _text_of(message, self._config.thinking)
             finish = str(choice.get("finish_reason") or "stop")
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise TeacherError(
                 self._hide(f"not a completion: {type(error).__name__}"), charged=True
             ) from None
+        text = _encodable(text)
         if len(self._key) >= _SECRET_LENGTH:
             text, finish = self._hide(text), self._hide(finish)
         return Completion(text, finish, *usage)
 
     def _hide(self, text: str) -> str:
         """Returns a text of the server's without the key."""
-        return text.replace(self._key, "[key]") if self._key else text
+        return _encodable(text).replace(self._key, "[key]") if self._key else _encodable(text)
 
     def _error_of(self, body: bytes) -> tuple[str, str]:
         """Returns (what the server says of its error, on one line, without the key; its code)."""
@@ -173,9 +179,14 @@ class ServerTeacher:
                 code = str(error.get("code") or error.get("type") or "")
                 error = error.get("message", error)
             text = error if isinstance(error, str) else json.dumps(error)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             pass
         return " ".join(self._hide(text).split())[:300], code
+
+
+def _encodable(text: str) -> str:
+    """Returns a text in which half a surrogate pair, which JSON may hold, is a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def retry_after(headers: Any) -> float | None:

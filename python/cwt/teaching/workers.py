@@ -81,6 +81,7 @@ class Run:
         self._noting: set[asyncio.Task[None]] = set()
         self._not_before = 0.0  # of the monotonic clock; set by a server's Retry-After
         self._failed_in_a_row = self._done = 0
+        self._last_failure = ""
         self._grader = ThreadPoolExecutor(1)  # the graders' libraries need not be thread-safe
         self._backoff = tenacity.wait_exponential(multiplier=config.backoff) + tenacity.wait_random(
             0, config.backoff
@@ -111,7 +112,7 @@ class Run:
             for worker in done:
                 worker.result()
             if not self._stopping.is_set():
-                self.stopped = FINISHED
+                self._finish()
         finally:
             for worker in workers:
                 worker.cancel()
@@ -121,6 +122,12 @@ class Run:
             self._grader.shutdown()
             await self._append({"event": "end", "stopped": self.stopped})
             self.budget.update_seconds()
+
+    def _finish(self) -> None:
+        self.stopped = FINISHED
+        if self._last_failure and not self.totals.completions:
+            self.error = f"no request brought a completion; the last: {self._last_failure}."
+            self.stopped = self.error
 
     async def _work(self, pending: Iterator[Example]) -> None:
         for question in pending:
@@ -267,6 +274,7 @@ class Run:
 
     def _count_failure(self, error: TeacherError) -> None:
         """Ends the run where no request can succeed, or none seems to."""
+        self._last_failure = str(error)
         # A question that is refused says nothing of the others once one has been answered.
         if error.scope != "question" or not self.totals.completions:
             self._failed_in_a_row += 1
