@@ -219,7 +219,7 @@ def _discord(
     nearer = sum(place.box.distance(*rival) < min(own, 60.0) for rival in rivals)
     covers = sum(place.box.touches(bar) for bar in avoid)
     entangled = sum(_entangled(place, other) for other in others)
-    return 10.0 * covers + 20.0 * nearer + 60.0 * entangled
+    return 10.0 * covers + 20.0 * nearer + 150.0 * entangled
 
 
 def _entangled(one: Placed, other: Placed) -> bool:

@@ -270,7 +270,7 @@ def _curves(
     width, height = 370.0, max(270.0, 70 + LINE * chunks)
     area = Box(44, 12, width - 26 - max(map(text_width, names)), height - 46)
     known = [v for line in values for v in line if v is not None]
-    x_values = [v for v in ticks(0, max(x), 3) if v <= max(x)]
+    x_values = [v for v in ticks(0, max(x), 4) if v <= max(x)]
     y_values = ticks(0, 100 if stacked else max(known, default=1.0))
     to_x = _scale((0, max(x)), area.left, area.right)
     to_y = _scale(y_values, area.bottom, area.top)

@@ -16,7 +16,7 @@ function show(i) {
     const cursor = svg.querySelector(".cursor");
     cursor.removeAttribute("hidden");
     cursor.setAttribute("transform", `translate(${data.px[at]} 0)`);
-    const values = data.names.map((name, m) => `${name} ${data.values[m][at] ?? "-"}`);
+    const values = data.names.map((name, m) => `${name} ${data.values[m][at] ?? "-"}`.replaceAll(" ", "\u00a0"));
     svg.parentElement.querySelector(".readout").textContent =
       `At ${data.x[at].toLocaleString("en")} loss tokens: ${values.join(", ")}.`;
   }
