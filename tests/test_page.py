@@ -112,6 +112,14 @@ def test_points_stand_where_the_rows_say():
             assert y == pytest.approx(y0.at + (y1.at - y0.at) * share, abs=0.1)
 
 
+def test_a_figure_grows_until_all_names_have_room():
+    rows = [made.row(f"CWT-sbc-exact-{i}", 0.9, (0.85, 0.95), 100.0, None) for i in range(20)]
+    plot = scatter(rows, 360, 440)
+    assert plot.frame.height > 440
+    assert sorted(p.label.text for p in plot.points) == sorted(row["name"] for row in rows)
+    assert len({(p.label.x, p.label.y) for p in plot.points}) == 20
+
+
 def test_curves_are_means_over_stretches_of_steps():
     log = made.log(steps=7, chunks=2)
     loss, share, smooth = training_curves(log)
@@ -326,7 +334,8 @@ CONTRASTS = """() => {
   texts.push(["placeholder", ratio(placeholder, behind(words))]);
   const drawn = all.filter(e => e.matches("circle, .line")).map(e => {
     const style = getComputedStyle(e), filled = e.matches("circle, .stacked .line");
-    return [name(e.parentElement), ratio(filled ? style.fill : style.stroke, behind(document.body))];
+    const colour = filled ? style.fill : style.stroke;
+    return [name(e.parentElement), ratio(colour, behind(document.body))];
   });
   return { page: luminance(behind(document.body)), texts, drawn };
 }"""
