@@ -299,6 +299,29 @@ def test_names_stay_within_their_figures(opened):
         assert outside == []
 
 
+def test_no_leader_runs_through_a_name(opened):
+    for width in WIDTHS:
+        found = opened(width).evaluate(
+            """() => [...document.querySelectorAll("svg.scatter .leader")].map(line => {
+              if (!line.checkVisibility()) return null;
+              const names = [...line.ownerSVGElement.querySelectorAll(".name")];
+              const boxes = names.map(name => name.getBoundingClientRect());
+              const length = line.getTotalLength(), hit = new Set();
+              for (let i = 0; i <= 50; i++) {
+                const along = line.getPointAtLength(length * i / 50);
+                const { x, y } = along.matrixTransform(line.getScreenCTM());
+                boxes.forEach((box, n) => {
+                  const inside = x > box.left && x < box.right && y > box.top && y < box.bottom;
+                  if (inside) hit.add(names[n].textContent);
+                });
+              }
+              return [...hit];
+            }).filter(hit => hit)"""
+        )
+        assert len(found) >= 4
+        assert [hit for hit in found if hit] == []
+
+
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = colour => {

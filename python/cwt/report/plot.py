@@ -179,7 +179,7 @@ def scatter(
             Box(px - 1, y(high), px + 1, y(low))
             for (px, _), low, high in zip(at, lows, highs, strict=True)
         ]
-        room = Box(area.left + 2, area.top - 6, width - 2, area.bottom - 3)
+        room = Box(area.left + 2, area.top - 6, width - 2, area.bottom)
         placed = place_labels(at, widths, room, RADIUS, bars)
         if placed is not None:
             break
