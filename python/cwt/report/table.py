@@ -43,12 +43,12 @@ COLUMNS = (
     Column("tokens written", _number("generated_tokens", "{:.1f}")),
     Column("ms one answer alone", _number("latency_seconds", "{:.0f}", 1000)),
     Column("skipped %", _number("skipped_share", "{:.1f}", 100)),
-    Column("loss tokens", _number("total_loss_tokens")),
-    Column("processed tokens", _number("total_processed_tokens")),
+    Column("loss tokens", _number("total_loss_tokens", "{:,.0f}")),
+    Column("processed tokens", _number("total_processed_tokens", "{:,.0f}")),
     Column("train s", _number("total_train_seconds")),
-    Column("steps of the chosen student", _number("optimizer_steps"), False),
-    Column("its loss tokens", _number("loss_tokens"), False),
-    Column("its processed tokens", _number("processed_tokens"), False),
+    Column("steps of the chosen student", _number("optimizer_steps", "{:,.0f}"), False),
+    Column("its loss tokens", _number("loss_tokens", "{:,.0f}"), False),
+    Column("its processed tokens", _number("processed_tokens", "{:,.0f}"), False),
     Column("ms an answer in batches", _number("seconds_per_answer", "{:.1f}", 1000), False),
     Column("well-formed %", _number("well_formed", "{:.1f}", 100), False),
     Column("truncated %", _number("truncated", "{:.1f}", 100), False),
@@ -101,29 +101,61 @@ def _rich_table(titles: Sequence[str], lines: Sequence[Sequence[str]], **options
     return table
 
 
+ABBREVIATIONS = {
+    "FTT": "full-thinking training",
+    "CWT": "chunk-wise training",
+    "STT": "skip-thinking training",
+    "AC": "average chunking: chunks of equally many sentences",
+    "SBC": "search-based chunking: boundaries move as long as the student's loss falls",
+    "DP": "dynamic programming: the most coherent chunks",
+}
+
+
+def compared_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows that the headline speaks of.
+
+    They are skip-thinking training and the row that it goes on from; without either of them the
+    most accurate row, of equally accurate ones that with the fewest tokens.
+    """
+    rows = {row["name"]: row for row in report["methods"]}
+    pair = [rows.get("STT"), rows.get(report["config"]["train"]["parent"])]
+    found = [row for row in pair if row is not None]
+    if len(found) == 2:
+        return found
+    return [max(report["methods"], key=lambda r: (r["accuracy"], -r["generated_tokens"]))]
+
+
 def headline(report: dict[str, Any]) -> str:
     """Returns who wins, by how much, in how many tokens, in one sentence.
 
     Compares skip-thinking training with the row that it goes on from; without either of them it
     names the most accurate row.
     """
-    rows = {row["name"]: row for row in report["methods"]}
-    parent_name = report["config"]["train"]["parent"]
-    stt, parent = rows.get("STT"), rows.get(parent_name)
-    if stt is None or parent is None:
-        best = max(report["methods"], key=lambda r: (r["accuracy"], -r["generated_tokens"]))
+    first, *parents = compared_rows(report)
+    share, tokens = f"{100 * first['accuracy']:.1f} %", f"{first['generated_tokens']:.0f} tokens"
+    if not parents:
         return (
-            f"{best['name']} answers best: {100 * best['accuracy']:.1f} % of the test questions, "
-            f"in {best['generated_tokens']:.0f} tokens an answer."
+            f"{_spelled(first['name'])} answers best: {share} of the test questions right, in "
+            f"{tokens} an answer."
         )
-    points = 100 * (stt["accuracy"] - parent["accuracy"])
-    share = 1 - stt["generated_tokens"] / max(parent["generated_tokens"], 1e-9)
-    fewer = f"{abs(100 * share):.0f} % {'fewer' if share >= 0 else 'more'} tokens"
+    parent = parents[0]
+    points = 100 * (first["accuracy"] - parent["accuracy"])
+    ahead = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+    saved = 1 - first["generated_tokens"] / max(parent["generated_tokens"], 1e-9)
     return (
-        f"Skip-thinking training (STT) answers {100 * stt['accuracy']:.1f} % of the test questions "
-        f"right in {stt['generated_tokens']:.0f} tokens an answer: {points:+.1f} points and "
-        f"{fewer} than {parent_name}, which it goes on from."
+        f"{_spelled(first['name'])} answers {share} of the test questions right in {tokens} an "
+        f"answer: {'level with' if abs(points) < 0.05 else ahead} "
+        f"{_spelled(parent['name'], False)}, which it goes on from, in {abs(100 * saved):.0f} % "
+        f"{'fewer' if saved >= 0 else 'more'} tokens."
     )
+
+
+def _spelled(name: str, starts: bool = True) -> str:
+    """Returns the name of a row with its abbreviation spelled out before it."""
+    long = ABBREVIATIONS.get(name.split("-")[0])
+    if long is None:
+        return name
+    return f"{long[0].upper() if starts else long[0]}{long[1:]} ({name})"
 
 
 def as_markdown(report: dict[str, Any]) -> str:
