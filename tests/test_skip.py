@@ -185,12 +185,13 @@ def test_a_student_ratifies_what_it_was_taught(tmp_path):
         learning_rate=1e-3,
     )  # fmt: skip
     train(student, taught, recipe, tmp_path / "t", cpu=True)
-    after, decisions = ratify_skips(student, taught, SkipCriterion(max_answer_nll_rise=0.5))
+    asked = taught[:60]
+    after, decisions = ratify_skips(student, asked, SkipCriterion(max_answer_nll_rise=0.5))
     rates = removal_rates(after)
     assert rates["filler"] > 0.95
-    assert rates["core"] <= removal_rates(taught)["core"] / 2
+    assert rates["core"] <= removal_rates(asked)["core"] / 2
     assert {(d.id, d.unit) for d in decisions} == {
-        (e.id, u) for e in some for u in range(1, len(e.units) - 1)
+        (e.id, u) for e in asked for u in range(1, len(e.units) - 1)
     }
 
 
