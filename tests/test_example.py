@@ -108,5 +108,5 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="absent.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"absent\.jsonl: no such file"):
         load_examples(tmp_path / "absent.jsonl")

@@ -45,7 +45,8 @@ def study(rng, seeds, questions, a=0.8, b=0.7, seed_effect=0.0):
 def plain_bootstrap(a, b, draws):
     """Seeds are drawn first, then the questions of each, one at a time."""
     rng = random.Random(7)
-    marks = [[float(x) - float(y) for x, y in zip(*pair, strict=True)] for pair in zip(a, b)]
+    pairs = list(zip(a, b, strict=True))
+    marks = [[float(x) - float(y) for x, y in zip(*pair, strict=True)] for pair in pairs]
     means = []
     for _ in range(draws):
         total = 0.0
@@ -63,7 +64,7 @@ def plain_bootstrap(a, b, draws):
 def test_a_difference_against_a_bootstrap_in_plain_python(seeds, questions, seed_effect):
     a, b = study(np.random.default_rng(3), seeds, questions, seed_effect=seed_effect)
     found = paired_difference(a, b)
-    assert found.by_seed == pytest.approx([x.mean() - y.mean() for x, y in zip(a, b)])
+    assert found.by_seed == pytest.approx([x.mean() - y.mean() for x, y in zip(a, b, strict=True)])
     assert found.mean == pytest.approx(np.mean(found.by_seed))
     low, high = plain_bootstrap(a, b, 4000)
     width = high - low

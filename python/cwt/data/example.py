@@ -112,8 +112,8 @@ def load_examples(path: Path | str) -> list[Example]:
             boundaries and kept_units.
 
     Raises:
-        UserError: no such file, a row that is not JSON or lacks those columns, boundaries that do not
-            rise from 0 to the number of units, or kept_units that are not there.
+        UserError: no such file, a row that is not JSON or lacks those columns, boundaries that do
+            not rise from 0 to the number of units, or kept_units that are not there.
 
     Example:
         >>> from pathlib import Path; import tempfile
