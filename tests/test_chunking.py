@@ -3,18 +3,20 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from app_fixtures import encode, examples, tiny
-from cwt.chunking import (
+from app_fixtures import examples, tiny
+from cwt.errors import UserError
+from cwt.students.load import TINY
+from cwt.training.chunking import (
     Segmenter,
     average_chunks,
+    chunk,
     chunk_costs,
     search_chunks,
     text_embeddings,
     unit_embeddings,
     unit_nll,
 )
-from cwt.errors import UserError
-from cwt.students import TINY
+from cwt.training.recipe import ChunkOptions
 from torch.nn import functional as F
 
 import cwt_ext
@@ -75,13 +77,13 @@ def test_chunk_costs_against_plain_sums_and_the_bias_of_the_mean():
 
 
 def test_unit_nll_against_cross_entropy_in_float64():
-    model, encoder = tiny()
-    items = encode(encoder, examples(5))
-    found = unit_nll(model, encoder, items, batch_size=3)
+    student = tiny()
+    items = [student.tokenize(e) for e in examples(5)]
+    found = unit_nll(student, items, batch_size=3)
     for item, sums in zip(items, found, strict=True):
         ids = torch.tensor([item.prompt + sum(item.units, ())])
         with torch.no_grad():
-            logits = model(input_ids=ids).logits[0].double()
+            logits = student.model(input_ids=ids).logits[0].double()
         nll = F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
         at = len(item.prompt) - 1
         for unit, value in zip(item.units, sums, strict=True):
@@ -90,13 +92,13 @@ def test_unit_nll_against_cross_entropy_in_float64():
 
 
 def test_embeddings_are_the_mean_hidden_state_of_each_unit():
-    model, encoder = tiny()
-    items = encode(encoder, examples(3))
-    found = unit_embeddings(model, encoder, items, batch_size=2)
+    student = tiny()
+    items = [student.tokenize(e) for e in examples(3)]
+    found = unit_embeddings(student, items, batch_size=2)
     for item, vectors in zip(items, found, strict=True):
         ids = torch.tensor([item.prompt + sum(item.units, ())])
         with torch.no_grad():
-            hidden = model.model(input_ids=ids).last_hidden_state[0]
+            hidden = student.model.model(input_ids=ids).last_hidden_state[0]
         at = len(item.prompt)
         for unit, vector in zip(item.units, vectors, strict=True):
             n = len(unit) - (unit is item.units[-1])  # without the end-of-sequence token
@@ -106,9 +108,9 @@ def test_embeddings_are_the_mean_hidden_state_of_each_unit():
 
 
 def test_every_method_keeps_the_answer_apart_and_exact_is_never_dearer_than_greedy():
-    model, encoder = tiny()
-    items = encode(encoder, examples(6))
-    segmenter = Segmenter(model, encoder, items, chunks=4)
+    student = tiny()
+    items = examples(6)
+    segmenter = Segmenter(student, items, ChunkOptions(count=4))
     cost = {}
     for method in ("ac", "dp", "sbc", "sbc-exact"):
         cuts = segmenter.boundaries(method)
@@ -140,18 +142,36 @@ def test_a_sentence_transformers_folder_decides_dp(tmp_path):
     st.SentenceTransformer(modules=[transformer, pooling]).save(str(tmp_path))
     texts = [[" Tom has 3 pens.", " With Ann, 3 + 4 = 7."], [" The answer is 7"]]
     found = text_embeddings(str(tmp_path), texts, batch_size=2)
-    model, encoder = tiny()
+    student = tiny()
     for vectors, units in zip(found, texts, strict=True):
         for vector, text in zip(vectors, units, strict=True):
-            ids = torch.tensor([encoder.ids(text)])
+            ids = torch.tensor([student.ids(text)])
             with torch.no_grad():
-                hidden = model.model(input_ids=ids).last_hidden_state[0].mean(0)
+                hidden = student.model.model(input_ids=ids).last_hidden_state[0].mean(0)
             np.testing.assert_allclose(vector, hidden, rtol=1e-3, atol=1e-4)
-    items = encode(encoder, examples(3))
-    chosen = Segmenter(model, encoder, items, 4, embeddings=str(tmp_path)).boundaries("dp")
+    items = examples(3)
+    options = ChunkOptions(method="dp", count=4, embeddings=str(tmp_path))
+    chosen = Segmenter(student, items, options).boundaries("dp")
     assert [c[-1] for c in chosen] == [len(item.units) for item in items]
 
 
 def test_embeddings_that_are_none():
     with pytest.raises(UserError, match=r"embeddings must be .*modules.json.*'no/such'"):
         text_embeddings("no/such", [["x"]], batch_size=1)
+
+
+@pytest.mark.parametrize("method", ["ac", "dp", "sbc", "sbc-exact"])
+def test_chunk_decides_anew_from_whole_examples(method):
+    """What an example brings of boundaries and kept units changes nothing and the latter stay."""
+    student, whole = tiny(), examples(3)
+    options = ChunkOptions(method=method, count=3)
+    wanted = Segmenter(student, whole, options).boundaries(method)
+    holes = [e.keeping(frozenset({0, len(e.units) - 1})) for e in whole]
+    found = chunk(student, holes, options)
+    assert [list(e.boundaries) for e in found] == wanted
+    assert [e.kept_units for e in found] == [e.kept_units for e in holes]
+
+
+def test_no_chunks_are_refused():
+    with pytest.raises(UserError, match="count must be at least 1, got 0"):
+        ChunkOptions(count=0)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from app_fixtures import encode, examples, tiny
-from cwt.diagnostics import (
+from app_fixtures import examples, tiny
+from cwt.evaluation.diagnostics import (
     diagnose,
     mean_loss,
     rise_under_noise,
@@ -13,13 +13,13 @@ from cwt.diagnostics import (
     top_eigenvalue,
     unit_figures,
 )
-from cwt.encode import sample
+from cwt.students.tokenized import build_sequence
 from torch.nn import functional as F
 
 
 def gradients(model, item):
     """Returns for each unit (tokens, V): softmax - onehot of every token."""
-    row = sample(item)
+    row = build_sequence(item)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].double()
     found, t = [], len(item.prompt)
@@ -32,28 +32,28 @@ def gradients(model, item):
 
 
 def test_unit_figures_against_the_definitions():
-    model, encoder = tiny()
+    student = tiny()
     some = examples(4)
-    items = encode(encoder, some)
-    figures = unit_figures(model, encoder, some, items, batch_size=3)
+    items = [student.tokenize(e) for e in some]
+    figures = unit_figures(student, items, batch_size=3)
     at = 0
     for example, item in zip(some, items, strict=True):
-        units = gradients(model, item)
+        units = gradients(student.model, item)
         total = sum(float(g.norm(dim=1).sum()) for g in units)
         own = figures[at : at + len(units)]
         at += len(units)
         assert sum(f.grad_share for f in own) == pytest.approx(1)
         assert sum(f.token_share for f in own) == pytest.approx(1)
         for u, (f, g) in enumerate(zip(own, units, strict=True)):
-            assert (f.id, f.unit, f.kind, f.tokens) == (item.id, u, example.kinds[u], len(g))
+            assert (f.id, f.unit, f.role, f.tokens) == (example.id, u, example.roles[u], len(g))
             assert f.grad_share == pytest.approx(float(g.norm(dim=1).sum()) / total, rel=1e-4)
             ratio = float(g.mean(0).norm() / g.norm(dim=1).mean())
             assert f.smoothing == pytest.approx(ratio, rel=1e-4)
             assert 0 < f.smoothing_control <= 1 + 1e-6
     assert at == len(figures)
-    summary = summarise(figures, "kind")
+    summary = summarise(figures, "role")
     assert sum(s["grad_share"] for s in summary.values()) == pytest.approx(1)
-    core = [f for f in figures if f.kind == "core"]
+    core = [f for f in figures if f.role == "core"]
     assert summary["core"]["units"] == len(core)
     mean = sum(f.smoothing for f in core) / len(core)
     assert summary["core"]["smoothing"] == pytest.approx(mean)
@@ -77,10 +77,10 @@ def test_top_eigenvalue_of_a_known_hessian():
 
 def test_top_eigenvalue_of_the_student_against_the_full_hessian():
     """Of the last layer norm alone, whose 64 x 64 Hessian can be written down."""
-    model, encoder = tiny()
-    model.requires_grad_(False)
+    student = tiny()
+    model = student.model.requires_grad_(False)
     weight = model.model.norm.weight.requires_grad_()
-    loss = mean_loss(model, encoder, encode(encoder, examples(2)))
+    loss = mean_loss(student, [student.tokenize(e) for e in examples(2)])
     full = torch.empty(len(weight), len(weight))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         (gradient,) = torch.autograd.grad(loss(), weight, create_graph=True)
@@ -101,11 +101,10 @@ def test_noise_raises_a_quadratic_by_its_curvature_and_leaves_the_weights():
 
 
 def test_diagnose_is_whole():
-    model, encoder = tiny()
-    some = examples(6)
-    items = encode(encoder, some)
-    found = diagnose(model, encoder, (some[:3], items[:3]), (some[3:], items[3:]))
-    assert set(found["by_kind"]) == {"core", "filler", "restate", "answer"}
+    student = tiny()
+    items = [student.tokenize(e) for e in examples(6)]
+    found = diagnose(student, items[:3], items[3:])
+    assert set(found["by_role"]) == {"core", "filler", "restate", "answer"}
     assert sum(c["grad_share"] for c in found["by_chunk"].values()) == pytest.approx(1)
     for part in ("train", "test"):
         assert found[part]["top_eigenvalue"] > 0

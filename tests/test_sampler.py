@@ -1,20 +1,20 @@
 from collections import Counter
 
 import pytest
-from app_fixtures import encode, examples, tiny
-from cwt.recipe import Recipe
-from cwt.sampler import Sampler
+from app_fixtures import examples, tiny
+from cwt.errors import UserError
+from cwt.training.recipe import Recipe
+from cwt.training.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
 def items():
-    _, encoder = tiny()
-    return encode(encoder, examples(12), chunks=4)
+    student = tiny()
+    return [student.tokenize(e) for e in examples(12)]
 
 
-def sampler(items, keeps=None, **options):
-    recipe = Recipe(**{"method": "cwt", "budget": 1, "batch_size": 4, **options})
-    return Sampler(items, keeps or [None] * len(items), recipe)
+def sampler(items, **options):
+    return Sampler(items, Recipe(**{"target": "chunk", "budget": 1, "batch_size": 4, **options}))
 
 
 def chunk_of(row):
@@ -24,7 +24,7 @@ def chunk_of(row):
 
 def test_shuffled_visits_every_pair_once_an_epoch(items):
     draws = sampler(items)
-    pairs = sum(item.chunks for item in items)
+    pairs = sum(item.example.chunks for item in items)
     seen = Counter()
     for _ in range(pairs // 4):
         seen.update(chunk_of(row) for row in draws.draw())
@@ -60,7 +60,7 @@ def test_adaptive_draws_by_the_gradient_that_an_index_shows(items):
 
 
 def test_dropout_spares_the_first_unit_and_the_answer_and_is_fresh(items):
-    draws = sampler(items[:1], method="ftt", sentence_dropout=0.5, batch_size=1)
+    draws = sampler(items[:1], target="rationale", sentence_dropout=0.5, batch_size=1)
     item = items[0]
     rows = [draws.draw()[0] for _ in range(200)]
     first, last = list(item.units[0]), list(item.units[-1])
@@ -79,7 +79,7 @@ def test_dropout_spares_the_first_unit_and_the_answer_and_is_fresh(items):
 
 def test_a_chunk_whose_units_are_gone_passes_to_the_next(items):
     last = len(items[0].units) - 1
-    draws = sampler(items[:1], [frozenset({0, last})], batch_size=1)
+    draws = sampler([items[0].keeping(frozenset({0, last}))], batch_size=1)
     chunks = Counter(chunk_of(draws.draw()[0]) for _ in range(5))
     assert chunks == {0: 1, 4: 4}
 
@@ -90,9 +90,9 @@ def test_a_restored_sampler_goes_on_as_the_first(items, schedule):
     for _ in range(7):
         one.draw()
     one.observe([1] * 5, [5, 4, 3, 2, 1])
-    state = one.state()
+    state = one.state_dict()
     two = sampler(items, sentence_dropout=0.3, schedule=schedule)
-    two.restore(state)
+    two.load_state_dict(state)
     assert [one.draw() for _ in range(30)] == [two.draw() for _ in range(30)]
 
 
@@ -101,7 +101,7 @@ def test_targets_that_do_not_fit_are_counted_and_all_of_them_raises(items):
     for _ in range(20):
         assert len(draws.draw()[0].ids) <= 8
     assert draws.dropped > 0
-    with pytest.raises(ValueError, match="no sample has its target within max_length 2 tokens"):
+    with pytest.raises(UserError, match="no sample has its target within max_length 2 tokens"):
         sampler(items, max_length=2).draw()
 
 
@@ -109,8 +109,14 @@ def test_targets_that_do_not_fit_are_counted_and_all_of_them_raises(items):
     ("options", "message"),
     [({"budget": 0}, "budget must be at least 1, got 0"),
      ({"sentence_dropout": 1.0}, r"sentence_dropout must be in \[0, 1\), got 1.0"),
-     ({"batch_size": 0}, "batch_size must be at least 1, got 0")],
+     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+     ({"max_length": -1}, "max_length must not be negative, got -1")],
 )  # fmt: skip
 def test_bad_recipes(options, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe(**{"method": "ftt", "budget": 1, **options})
+    with pytest.raises(UserError, match=message):
+        Recipe(**{"target": "rationale", "budget": 1, "batch_size": 16, **options})
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="at least one example, got none"):
+        sampler([])

@@ -1,90 +1,60 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from app_fixtures import encode, examples, tiny
-from cwt.evaluate import evaluate
+from app_fixtures import examples, tiny
+from cwt.evaluation.generation import evaluate
 from cwt.files import read_json, read_lines
-from cwt.recipe import Recipe
-from cwt.train import train
+from cwt.training.loop import train
+from cwt.training.recipe import Recipe
+from cwt.training.sampler import Sampler
 from torch.nn import functional as F
-
-RECIPE = Recipe("cwt", 3000, batch_size=8, seed=5, sentence_dropout=0.2, checkpoint_seconds=0.0)
-
-
-def trained(out, recipe=RECIPE, n=16, progress=lambda share, text: None):
-    model, encoder = tiny()
-    items = encode(encoder, examples(n))
-    spent = train(model, encoder, items, [None] * n, recipe, out, progress, cpu=True)
-    return model, spent
-
-
-def same_weights(a, b):
-    left, right = a.state_dict(), b.state_dict()
-    return all(torch.equal(left[name], right[name]) for name in left)
+from train_cases import RECIPE, same_weights, stopped, trained
+from transformers import AutoModelForCausalLM
 
 
 def test_overfits_eight_examples(tmp_path):
-    model, encoder = tiny()
-    some = examples(8)
-    items = encode(encoder, some)
-    recipe = Recipe("ftt", 120_000, batch_size=8, learning_rate=3e-3)
-    train(model, encoder, items, [None] * 8, recipe, tmp_path, cpu=True)
-    score, rows = evaluate(model, encoder, some, 200, 8)
+    student, some = tiny(), examples(8)
+    recipe = Recipe(target="rationale", budget=120_000, batch_size=8, learning_rate=3e-3)
+    train(student, some, recipe, tmp_path, cpu=True)
+    score, rows = evaluate(student, some, 200, 8)
     assert score.accuracy == 1.0
     assert [r.text for r in rows] == [e.rationale for e in some]
 
 
 def test_stop_and_resume_equals_straight_through(tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop_half_way(share, text):
-        if share > 0.5:
-            raise Stop
-
     straight, spent = trained(tmp_path / "straight")
-    with pytest.raises(Stop):
-        trained(tmp_path / "stopped", progress=stop_half_way)
-    assert (tmp_path / "stopped/checkpoint.pt").exists()
+    stopped(tmp_path / "stopped")
     assert not (tmp_path / "stopped/train.json").exists()
     resumed, again = trained(tmp_path / "stopped")
     assert same_weights(straight, resumed)
     assert again.loss_tokens == spent.loss_tokens
     logs = [read_lines(tmp_path / d / "train_log.jsonl") for d in ("straight", "stopped")]
     assert logs[0] == logs[1]
-    assert not (tmp_path / "stopped/checkpoint.pt").exists()
-
-
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    trained(tmp_path)
-    (tmp_path / "train.json").unlink()
-    torch.save({"recipe": {"method": "ftt"}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="belongs to another recipe"):
-        trained(tmp_path)
+    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path):
     # Liger-Kernel#802, LLaMA-Factory#7443: a mean of means weighs short micro-batches too much.
-    whole, _ = trained(tmp_path / "a", Recipe("ftt", 1500, batch_size=6))
-    parts, _ = trained(tmp_path / "b", Recipe("ftt", 1500, batch_size=6, micro_batch_size=2))
+    recipe = Recipe(target="rationale", budget=1500, batch_size=6)
+    whole, _ = trained(tmp_path / "a", recipe)
+    parts, _ = trained(tmp_path / "b", replace(recipe, micro_batch_size=2))
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
 
 
 def test_one_step_is_adamw_on_the_mean_nll_of_the_chunk(tmp_path):
     """The first update against plain torch: autograd over F.cross_entropy in float64."""
-    recipe = Recipe("cwt", 1, batch_size=3, weight_decay=0.0)
+    recipe = Recipe(target="chunk", budget=1, batch_size=3, weight_decay=0.0)
     model, spent = trained(tmp_path, recipe, n=3)
     assert spent.optimizer_steps == 1
-    reference, encoder = tiny()
-    reference = copy.deepcopy(reference).double()
-    from cwt.sampler import Sampler
-
-    rows = Sampler(encode(encoder, examples(3)), [None] * 3, recipe).draw()
+    student = tiny()
+    reference = copy.deepcopy(student.model).double()
+    rows = Sampler([student.tokenize(e) for e in examples(3)], recipe).draw()
     total = 0.0
     for row in rows:
         logits = reference(input_ids=torch.tensor([row.ids])).logits[0, :-1]
@@ -98,7 +68,7 @@ def test_one_step_is_adamw_on_the_mean_nll_of_the_chunk(tmp_path):
     )
     # Adam's first step moves every weight by the learning rate against the sign of its gradient.
     rate = recipe.learning_rate * 0.02
-    start = tiny()[0].state_dict()
+    start = student.model.state_dict()
     for name, parameter in reference.named_parameters():
         moved = (model.state_dict()[name] - start[name]).double()
         clear = parameter.grad.abs() > 1e-4
@@ -108,7 +78,7 @@ def test_one_step_is_adamw_on_the_mean_nll_of_the_chunk(tmp_path):
 
 
 def test_log_holds_the_statistics_of_every_chunk(tmp_path):
-    _, spent = trained(tmp_path, Recipe("ftt", 1000, batch_size=4))
+    _, spent = trained(tmp_path, Recipe(target="rationale", budget=1000, batch_size=4))
     rows = read_lines(tmp_path / "train_log.jsonl")
     assert (
         rows[-1]["loss_tokens"]
@@ -126,35 +96,64 @@ def test_log_holds_the_statistics_of_every_chunk(tmp_path):
         )
 
 
+def test_a_train_json_holds_the_recipe_and_what_was_spent(tmp_path):
+    recipe = Recipe(target="answer", budget=40, batch_size=4, max_length=60)
+    _, spent = trained(tmp_path, recipe)
+    record = read_json(tmp_path / "train.json")
+    assert Recipe(**record["recipe"]) == recipe
+    assert {name: record[name] for name in vars(spent)} == vars(spent)
+    assert record["dropped"] == 0
+
+
 TWO_RANKS = """
 import sys
 sys.path[:0] = sys.argv[2:]
-from pathlib import Path
-from test_train import RECIPE, trained
+import types
 from dataclasses import replace
-trained(Path(sys.argv[1]), replace(RECIPE, budget=600, batch_size=7, sentence_dropout=0.0))
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from cwt.training import loop
+from train_cases import RECIPE, same_weights, stopped, trained
+
+state = PartialState(cpu=True)
+rank = state.process_index
+assert state.num_processes == 2
+if rank == 1:  # its clock stands still: by itself it would never save
+    loop.time = types.SimpleNamespace(perf_counter=lambda: 0.0)
+out = Path(sys.argv[1])
+recipe = replace(RECIPE, budget=600, batch_size=7, sentence_dropout=0.0)
+straight, _ = trained(out / "two", recipe)
+checkpoint = stopped(out / "stopped", recipe)
+assert {p.name for p in checkpoint.glob("random_states_*")} == {
+    "random_states_0.pkl", "random_states_1.pkl"
+}
+resumed, spent = trained(out / "stopped", recipe)
+assert same_weights(straight, resumed), "the resumed run differs"
+(out / f"rank-{rank}.txt").write_text(f"{spent.optimizer_steps} {spent.loss_tokens}")
 """
 
 
-def test_two_processes_train_as_one(tmp_path):
-    from dataclasses import replace
-
+def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
     one, spent = trained(
         tmp_path / "one", replace(RECIPE, budget=600, batch_size=7, sentence_dropout=0.0)
     )
     (tmp_path / "two.py").write_text(TWO_RANKS)
     here = Path(__file__).parent
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        str(tmp_path / "two.py"), str(tmp_path / "two"),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(tmp_path / "two.py"), str(tmp_path),
         str(here), str(here.parent), str(here.parent / "python"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_json(tmp_path / "two/train.json")["loss_tokens"] == spent.loss_tokens
-    from transformers import AutoModelForCausalLM
-
     two = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+    for rank in (0, 1):
+        steps = f"{spent.optimizer_steps} {spent.loss_tokens}"
+        assert (tmp_path / f"rank-{rank}.txt").read_text() == steps
+    logs = [read_lines(tmp_path / d / "train_log.jsonl") for d in ("two", "stopped")]
+    assert logs[0] == logs[1]
+    assert not list((tmp_path / "stopped").glob("checkpoint-*"))

@@ -1,12 +1,14 @@
 """The example: a question, the units of a rationale, the answer, and what was decided of them."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cwt.errors import UserError
-from cwt.files import read_lines, write_lines
+from cwt.files import write_lines
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def load_examples(path: Path | str) -> list[Example]:
             boundaries and kept_units.
 
     Raises:
-        UserError: no such file, or a row without those columns.
+        UserError: no such file, a row that is not JSON or lacks those columns, boundaries that do
+            not rise from 0 to the number of units, or kept_units that are not there.
 
     Example:
         >>> from pathlib import Path; import tempfile
@@ -123,25 +126,34 @@ def load_examples(path: Path | str) -> list[Example]:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     examples = []
-    for number, row in enumerate(read_lines(path), 1):
+    for number, row in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not row:
+            continue
         try:
-            examples.append(_from_row(row))
-        except (KeyError, TypeError) as error:
+            examples.append(_from_row(json.loads(row)))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{path}, row {number}: wanted id, question, units and answer, as `cwt data` "
-                f"writes them; {error} is missing or of another kind."
+                f"writes them: {reason.rstrip('.')}."
             ) from None
     return examples
 
 
-def _from_row(row: dict[str, list[str]]) -> Example:
+def _from_row(row: Any) -> Example:
+    if not isinstance(row, dict):
+        raise TypeError(f"got {type(row).__name__} in place of an object")
+    if not isinstance(row["units"], list):
+        raise TypeError(f"units must be a list, got {row['units']!r}")
     roles, boundaries, kept = (row.get(name) for name in ("roles", "boundaries", "kept_units"))
-    return Example(
+    example = Example(
         id=str(row["id"]),
         question=str(row["question"]),
-        units=tuple(row["units"]),
+        units=tuple(map(str, row["units"])),
         answer=str(row["answer"]),
         roles=tuple(roles) if roles else None,
-        boundaries=tuple(map(int, boundaries)) if boundaries else None,
         kept_units=frozenset(map(int, kept)) if kept is not None else None,
     )
+    if outside := example.kept - set(range(len(example.units))):
+        raise ValueError(f"kept_units {sorted(outside)} are none of {len(example.units)} units")
+    return example if boundaries is None else example.chunked([int(b) for b in boundaries])

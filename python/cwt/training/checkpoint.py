@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cwt.errors import UserError
 from cwt.files import read_json, write_json
 from cwt.training.recipe import Recipe
 
+_CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _MAY_DIFFER = {"checkpoint_seconds"}  # says when to save, not what
 
@@ -19,9 +21,9 @@ _MAY_DIFFER = {"checkpoint_seconds"}  # says when to save, not what
 def save_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe, step: int) -> None:
     """Writes out/checkpoint-<step> and removes the ones before it.
 
-    The folder holds the weights, the optimizer, the random states and every object registered with
-    the accelerator. It is written beside its place and moved into it: after a crash in the middle
-    the checkpoint before is still there.
+    The folder holds the weights, the optimizer, the random states, every object registered with
+    the accelerator, and a checksum of each file. It is written beside its place and moved into it:
+    after a crash in the middle the checkpoint before is still there.
     """
     temporary = out / ".checkpoint.part"
     if accelerator.is_main_process:
@@ -31,6 +33,7 @@ def save_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe, step: i
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(temporary / "recipe.json", asdict(recipe))
+        write_json(temporary / _CHECKSUMS, _checksums(temporary))
         before = _checkpoints(out)
         os.replace(temporary, out / f"checkpoint-{step}")
         for folder in before:
@@ -41,19 +44,18 @@ def load_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe) -> None
     """Brings a run back to its last checkpoint in `out`; without one it stays as it is.
 
     Raises:
-        UserError: the checkpoint belongs to another recipe, or cannot be read.
+        UserError: the checkpoint belongs to another recipe, a file of it is damaged, or it cannot
+            be read.
     """
     found = _checkpoints(out)
     if not found:
         return
     path = found[-1]
-    try:
-        saved, wanted = read_json(path / "recipe.json"), asdict(recipe)
-        for record in (saved, wanted):
-            for name in _MAY_DIFFER:
-                record.pop(name, None)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; remove it to start again.") from error
+    _check_files(path)
+    saved, wanted = read_json(path / "recipe.json"), asdict(recipe)
+    for record in (saved, wanted):
+        for name in _MAY_DIFFER:
+            record.pop(name, None)
     if saved != wanted:
         raise UserError(f"{path} belongs to another recipe: {saved}, wanted {wanted}.")
     try:
@@ -61,6 +63,33 @@ def load_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe) -> None
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} cannot be read: {reason}; remove it to start again.") from error
+
+
+def _check_files(path: Path) -> None:
+    """Refuses a damaged checkpoint: the libraries load flipped weights, and any random states."""
+    try:
+        wanted = read_json(path / _CHECKSUMS)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path / _CHECKSUMS} cannot be read: {error}; remove {path} to start again."
+        ) from error
+    found = _checksums(path)
+    for name, checksum in wanted.items():
+        if found.get(name) != checksum:
+            state = "damaged" if name in found else "missing"
+            raise UserError(f"{path / name} is {state}; remove {path} to start again.")
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Returns the CRC-32 of every other file in a folder, by its path there."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS):
+        checksum = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum = zlib.crc32(block, checksum)
+        found[path.relative_to(folder).as_posix()] = checksum
+    return found
 
 
 def remove_checkpoints(out: Path) -> None:

@@ -1,5 +1,6 @@
 """train_log.jsonl: a line a step, growing as a run goes on and cut back where it resumes."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -22,12 +23,12 @@ class StepLog:
 
     def begin(self, after: int) -> None:
         """Opens the file and keeps its first `after` rows, those of the steps already done."""
-        kept = []
+        kept = 0  # bytes
         if after:
-            with self.path.open(encoding="utf-8") as file:
-                kept = [line for _, line in zip(range(after), file, strict=False)]
-        self.file = self.path.open("w", encoding="utf-8")
-        self.file.writelines(kept)
+            with self.path.open("rb") as file:
+                kept = sum(len(line) for line in itertools.islice(file, after))
+        self.file = self.path.open("a", encoding="utf-8")
+        self.file.truncate(kept)  # in place: a crash from here on loses none of the rows kept
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; it reaches the disk within two seconds of the next one."""
