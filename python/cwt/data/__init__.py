@@ -4,5 +4,6 @@ example   a question, the units of its rationale, its answer; the run's own file
 units     cuts a rationale into units
 answers   reads an answer out of a text and compares two answers
 tasks     generated problems with a programmatic teacher
+export    rows for other trainers
 readers/  the files that people have, one module a format
 """
