@@ -394,8 +394,8 @@ class Export(Command):
         _print(f"{done.file}: {done.rows} rows{left_out if done.too_long else ''}")
         if done.open_ends and self.to in ("trl", "messages", "alpaca") and not self.tokenized:
             _print(
-                f"{done.open_ends} rows are not the last of their rationale, yet most trainers end "
-                "the sequence after each; docs/exporting.md says what to do (--tokenized)."
+                f"{done.open_ends} rows are not the last of their rationale, but trainers of this "
+                "format end the sequence after every row: docs/exporting.md, 'What does not survive'."
             )
 
 

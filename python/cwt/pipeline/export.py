@@ -65,7 +65,9 @@ def export(
     speller = load_tokenizer(tokenizer or ws.config.student, ws.config.prompt)
     wording = Wording(ws.config.prompt, *speller.special_texts)
     if tokenized:
-        found = [token_row(s, speller, ws.config.train.max_length) for s in chosen]
+        found: list[dict[str, Any] | None] = [
+            token_row(s, speller, ws.config.train.max_length) for s in chosen
+        ]
     else:
         found = [ROWS[to](s, wording) for s in chosen]
     rows = [row for row in found if row is not None]
@@ -105,7 +107,9 @@ def _student_with_skips(ws: Workspace, method: Method) -> str:
     return best_round(ws, method) if method.in_rounds else method.name
 
 
-def token_row(sample: Sample, tokenizer: PromptTokenizer, max_length: int = 0) -> Any:
+def token_row(
+    sample: Sample, tokenizer: PromptTokenizer, max_length: int = 0
+) -> dict[str, list[int]] | None:
     """Returns {input_ids, attention_mask, labels} of a sample, as cwt itself trains it.
 
     SFTTrainer of TRL takes them as they are, and axolotl under an empty `type:`; labels are not
