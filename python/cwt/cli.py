@@ -395,7 +395,7 @@ class Export(Command):
         if done.open_ends and self.to in ("trl", "messages", "alpaca") and not self.tokenized:
             _print(
                 f"{done.open_ends} rows are not the last of their rationale, but trainers of this "
-                "format end the sequence after every row: docs/exporting.md, 'What does not survive'."
+                "format end the sequence after every row; docs/exporting.md says what to do."
             )
 
 
