@@ -21,6 +21,7 @@ from cwt.config import (
     preset_values,
     yaml_values,
 )
+from cwt.data.export import Format, What
 from cwt.errors import UserError
 from cwt.progress import Bars
 from cwt.training.recipe import ChunkOptions
@@ -39,6 +40,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   report   write report.json, .md and .html again, print the table
   inspect  show one example: chunks, loss of each, what was skipped and why
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
+  export   write training rows for TRL, axolotl and others (--to trl --method CWT)
   sweep    run tasks x seeds x methods, write the tables with intervals
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
@@ -366,6 +368,42 @@ class Diagnose(Command):
 
 
 @dataclass(frozen=True)
+class Export(Command):
+    """Writes training rows for other trainers: what a row of the table trains.
+
+    Attributes:
+        to: format of the rows.
+        method: row of the table whose chunks and skips these are.
+        what: chunk samples, or what stays of the whole rationales; by default what the row trains.
+        file: JSONL file to write; by default export/<to>/<method>-<what>.jsonl in the run.
+        tokenized: for trl and axolotl: token ids with labels, in place of text.
+        tokenizer: student whose tokenizer is used; by default the run's.
+    """
+
+    to: Format = tyro.MISSING
+    method: str = "CWT"
+    what: What | None = None
+    file: Path | None = None
+    tokenized: bool = False
+    tokenizer: str = ""
+
+    def run(self) -> None:
+        ws = self.workspace()
+        from cwt.pipeline.export import export
+        from cwt.pipeline.methods import method_named
+
+        method = method_named(self.method)
+        done = export(ws, method, self.to, self.what, self.file, self.tokenized, self.tokenizer)
+        left_out = f", {done.too_long} longer than train.max_length left out"
+        _print(f"{done.file}: {done.rows} rows{left_out if done.too_long else ''}")
+        if done.open_ends and self.to in ("trl", "messages", "alpaca") and not self.tokenized:
+            _print(
+                f"{done.open_ends} rows are not the last of their rationale, but trainers of this "
+                "format end the sequence after every row; docs/exporting.md says what to do."
+            )
+
+
+@dataclass(frozen=True)
 class Sweep(Begins):
     """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares.
 
@@ -413,6 +451,7 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "inspect": Inspect,
     "diagnose": Diagnose,
+    "export": Export,
     "sweep": Sweep,
 }
 

@@ -5,6 +5,7 @@ units     cuts a rationale into units
 sentences where its sentences end, and what is never cut inside
 answers/  reads an answer out of a text and compares two answers, one grader a kind
 tasks     generated problems with a programmatic teacher
+export    rows for other trainers
 readers/  the files that people have, one module a format
 split     draws train, validation and test of imported examples
 """

@@ -4,6 +4,7 @@ workspace  every path of a run's folder, and whether a configuration belongs to 
 methods    the rows of the table, as data
 data       the examples: generated or imported, every row used or listed
 stages     chunks, training, skips, evaluation: each reads what the one before it wrote
+export     what a row of the table trains, as rows for other trainers
 results    figures of every row, with all that was spent on it: report.json
 run        `run(config, out)`: all stages; what the command line, a sweep and a notebook call
 parallel   several rows side by side

@@ -149,12 +149,17 @@ def train_on(
         return
     if not ws.trained(start):
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
+    examples = shortened_examples(ws, name)
+    recipe = continued_recipe(ws, method, rounds)
+    train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
+
+
+def shortened_examples(ws: Workspace, name: str) -> list[Example]:
+    """Returns the training examples as a student trains on them: shortened, some also whole."""
     whole = ws.training_examples()
     rng = random.Random(f"mix-{ws.config.seed}")
     mixed_in = [e for e in whole if rng.random() < ws.config.skip.mix_full]
-    examples = [*ws.with_skips(whole, name), *mixed_in]
-    recipe = continued_recipe(ws, method, rounds)
-    train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
+    return [*ws.with_skips(whole, name), *mixed_in]
 
 
 def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress) -> None:

@@ -38,6 +38,7 @@ class Workspace:
     methods/<row>.json               which student the row of the table is
     latency/<name>.json              wall time of one answer alone
     diagnostics/<name>.json          gradients by chunk and role, sharpness
+    export/<to>/<row>-<what>.jsonl   rows for other trainers
     views.json                       examples as the report shows them
     report.json, report.md, report.html
     """
@@ -103,6 +104,10 @@ class Workspace:
     def diagnostics(self, name: str) -> Path:
         """Returns the diagnostics of a student."""
         return self.out / "diagnostics" / f"{name}.json"
+
+    def export(self, kind: str, name: str) -> Path:
+        """Returns a file of rows for other trainers, in a format."""
+        return self.out / "export" / kind / f"{name}.jsonl"
 
     @property
     def views(self) -> Path:

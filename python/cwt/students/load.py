@@ -82,18 +82,34 @@ def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
         'Is the coin heads up?\\n'
     """
     source, extra = check_student(name)
+    prompts = load_tokenizer(name, prompt)
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocabulary:
+    if len(prompts.tokenizer) > vocabulary:
         raise UserError(
-            f"student {name!r}: its tokenizer has {len(tokenizer)} tokens, its embedding "
+            f"student {name!r}: its tokenizer has {len(prompts.tokenizer)} tokens, its embedding "
             f"{vocabulary} rows; they do not belong together."
         )
-    return CausalStudent(model, PromptTokenizer(tokenizer, prompt))
+    return CausalStudent(model, prompts)
+
+
+def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
+    """Returns the tokenizer of a student, without its weights.
+
+    Args:
+        name: of the student, as `load_student` takes it.
+        prompt: template of the prompt, with {question} in it.
+
+    Raises:
+        UserError: it cannot be loaded, has no end-of-sequence token, or the prompt no {question}.
+    """
+    source, extra = check_student(name)
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    return PromptTokenizer(tokenizer, prompt)
 
 
 def _without_origin(model: Any) -> Any:

@@ -75,6 +75,11 @@ class PromptTokenizer:
         bos = tokenizer.bos_token_id
         self.start = (bos,) if bos is not None and start[:1] == [bos] else ()
 
+    @property
+    def special_texts(self) -> tuple[str, str]:
+        """The texts of the tokens that begin (empty: none is added) and end a sequence."""
+        return str(self.tokenizer.bos_token) if self.start else "", str(self.tokenizer.eos_token)
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a text, without special tokens."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
