@@ -124,15 +124,16 @@ def commands(path):
 
 @pytest.mark.parametrize("path", named(p for p in DOCUMENTS if list(commands(p))))
 def test_commands_parse(path, tmp_path, monkeypatch, capsys):
-    from cwt.cli import _parse
+    from cwt.cli import COMMANDS, _parse
     from cwt.pipeline.methods import method_named, selected_methods
 
     monkeypatch.chdir(tmp_path)
     for code in blocks(ROOT / "docs/running.md", "yaml"):
         Path(code.splitlines()[0].strip("# ")).write_text(code)
     for words in commands(path):
-        if len(words) == 1 and words[0] in ("chunk", "skip", "data", "report", "train", "eval"):
-            continue  # the name of a command in running text, without its options
+        assert words[0] in COMMANDS, f"cwt {' '.join(words)}"
+        if len(words) == 1:
+            continue  # a command's name in running text, without its options
         try:
             command = _parse(words[0], words[1:])
         except SystemExit as stopped:
@@ -243,7 +244,9 @@ def test_the_table_has_every_row_as_reported(figures):
     assert lines[0].startswith("STT answers 93.0 % of 250 held-out coin questions right and writes")
     assert "STT needs 60 % of them" in lines[0]  # 60 of 100 tokens
     assert lines[4] == "| FTT | 90.0 | 85.0-93.0 | 120.0 | 31 | - | 720,000 | 1,500,000 | 400,000 |"
-    assert lines[7] == "| STT | 93.0 | 88.0-96.0 | 60.0 | - | 57.1 | 720,003 | 1,500,003 | 400,003 |"
+    assert (
+        lines[7] == "| STT | 93.0 | 88.0-96.0 | 60.0 | - | 57.1 | 720,003 | 1,500,003 | 400,003 |"
+    )
 
 
 def test_the_table_replaces_what_is_between_the_markers_and_nothing_else(figures):
