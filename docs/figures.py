@@ -10,6 +10,7 @@ Needs the standard library alone.
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -61,7 +62,7 @@ def table(report: dict[str, Any]) -> str:
     sentences = [_headline(report)]
     if all(row["latency_seconds"] is None for row in report["methods"]):
         sentences.append("This run did not measure the latency of one answer alone.")
-    return "\n\n".join([" ".join(sentences), "\n".join(lines)])
+    return "\n\n".join([textwrap.fill(" ".join(sentences), 120), "\n".join(lines)])
 
 
 def _headline(report: dict[str, Any]) -> str:
