@@ -31,3 +31,8 @@ def examples(n: int, task: str = "arithmetic", chunks: int = 4) -> list[Example]
         e.chunked([*average_chunks(len(e.units) - 1, chunks), len(e.units)])
         for e in generate_examples(task, [n], seed=1)[0]
     ]
+
+
+def squeezed(text: str) -> str:
+    """A text with every stretch of white space as one space, so that padding of tables is none."""
+    return " ".join(text.split())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cwt.cli import main
-from cwt.config import RunConfig, load_config, save_config
+from cwt.config import RunConfig, TrainConfig, load_config, save_config
 from cwt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +24,25 @@ def fails(capsys, *arguments):
     return line
 
 
+def misused(capsys, *arguments):
+    """Runs a command whose flags are wrong; returns what is printed about them, on one line."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return " ".join(printed.err.replace("│", " ").split())
+
+
 def test_unknown_command_flag_and_preset(capsys, tmp_path):
     assert "unknown command 'walk'" in fails(capsys, "walk")
-    assert "unrecognized arguments: --speed" in fails(capsys, "run", "--speed", "9")
-    assert "invalid int value: 'many'" in fails(capsys, "run", "--rounds", "many")
-    assert "invalid choice: 'kmeans'" in fails(capsys, "run", "--chunking", "kmeans")
+    wrong = misused(capsys, "run", "--budgt", "9")
+    assert "Unrecognized options: --budgt" in wrong
+    assert "Perhaps you meant: --budget INT" in wrong
+    assert "'many'" in misused(capsys, "run", "--skip.rounds", "many")
+    wrong = misused(capsys, "run", "--chunk.method", "kmeans")
+    assert "invalid choice 'kmeans' for argument '--chunk.method'. Expected one of ('ac'" in wrong
+    assert "--method STR" in misused(capsys, "train", "--out", tmp_path / "o")
     out = tmp_path / "o"
     line = fails(capsys, "run", "--preset", "huge", "--out", out)
     assert "preset must be one of default, quick, got 'huge'" in line
@@ -39,15 +53,17 @@ def test_unknown_command_flag_and_preset(capsys, tmp_path):
     ("flag", "value", "message"),
     [
         ("--task", "chess", "task must be one of arithmetic, objects, letters, coin, got 'chess'"),
-        ("--threshold", "1.5", "threshold must be between 0 and 1, got 1.5"),
-        ("--chunks", "0", "chunks must be at least 1, got 0"),
-        ("--methods", "FTT,GPT", "methods: wanted some of CWT, answer-only"),
-        ("--eval_data", "x.jsonl", "eval_data needs data"),
+        ("--skip.min-probability", "1.5", "min_probability must be between 0 and 1, got 1.5"),
+        ("--chunk.count", "0", "count must be at least 1, got 0"),
+        ("--epochs", "-1", "epochs must be at least 0, got -1"),
+        ("--train.parent", "STT", "train.parent: wanted one of FTT, FTT-small-batch"),
+        ("--methods", "FTT,GPT", "methods: wanted some of answer-only, FTT"),
+        ("--eval-data", "x.jsonl", "--eval-data needs --data"),
         ("--jobs", "-1", "--jobs must not be negative, got -1"),
     ],
 )
 def test_bad_values(capsys, tmp_path, flag, value, message):
-    assert message in fails(capsys, "run", "--out", tmp_path / "o", flag, value)
+    assert message in misused(capsys, "run", "--out", tmp_path / "o", flag, value)
     assert not (tmp_path / "o" / "data").exists()
 
 
@@ -93,17 +109,17 @@ def test_output_folders_of_others(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert "holds files but no run of cwt" in fails(capsys, "run", "--out", tmp_path)
     assert "is a file; wanted a folder" in fails(capsys, "run", "--out", tmp_path / "notes.txt")
-    main(["data", "--out", str(tmp_path / "r"), "--train_size", "20", "--seed", "3"])
+    main(["data", "--out", str(tmp_path / "r"), "--data.train-size", "20", "--seed", "3"])
     capsys.readouterr()
-    line = fails(capsys, "run", "--out", tmp_path / "r", "--train_size", "21")
-    assert "is the folder of another run: train_size is 20 there and 21 here" in line
-    assert load_config(tmp_path / "r/config.yaml").train_size == 20
+    line = fails(capsys, "run", "--out", tmp_path / "r", "--data.train-size", "21")
+    assert "is the folder of another run: data.train_size is 20 there and 21 here" in line
+    assert load_config(tmp_path / "r/config.yaml").data.train_size == 20
 
 
 def test_stages_name_what_is_missing(capsys, tmp_path):
     out = tmp_path / "r"
     assert "no run there yet; begin one with" in fails(capsys, "chunk", "--out", out)
-    main(["data", "--out", str(out), "--train_size", "4", "--test_size", "2"])
+    main(["data", "--out", str(out), "--data.train-size", "4", "--data.test-size", "2"])
     capsys.readouterr()
     assert "holds no chunks yet; run `cwt chunk" in fails(
         capsys, "train", "--out", out, "--method", "FTT"
@@ -111,11 +127,13 @@ def test_stages_name_what_is_missing(capsys, tmp_path):
     assert "there is no student FTT yet" in fails(capsys, "eval", "--out", out, "--method", "FTT")
     assert "no evaluated method yet" in fails(capsys, "report", "--out", out)
     assert "--round must be in 1..4, got 7" in fails(capsys, "skip", "--out", out, "--round", "7")
-    assert "needs the student FTT-small-batch" in fails(capsys, "skip", "--out", out)
-    stt = ("train", "--out", tmp_path / "p", "--method", "STT")
-    main(["data", "--out", str(tmp_path / "p"), "--train_size", "4", "--parent", "answer-only"])
+    stt = ("train", "--out", out, "--method", "STT", "--train.parent", "answer-only")
+    assert "train.parent: wanted one of FTT, FTT-small-batch" in fails(capsys, *stt)
+    main(["chunk", "--out", str(out)])
     capsys.readouterr()
-    assert "parent: wanted one of CWT, FTT" in fails(capsys, *stt)
+    assert "needs the student FTT-small-batch; run `cwt train --method FTT-small-batch`" in fails(
+        capsys, "skip", "--out", out
+    )
     assert "--index must be in 0..3, got 9" in fails(
         capsys, "inspect", "--out", out, "--index", "9"
     )
@@ -123,29 +141,74 @@ def test_stages_name_what_is_missing(capsys, tmp_path):
 
 def test_values_come_from_preset_then_file_then_flags(capsys, tmp_path):
     extra = tmp_path / "extra.yaml"
-    extra.write_text("train_size: 33\nseed: 5\n")
+    extra.write_text("seed: 5\ndata:\n  train_size: 33\n")
     flags = ["--preset", "quick", "--config", str(extra), "--seed", "6"]
     main(["data", *flags, "--out", str(tmp_path / "r")])
     config = load_config(tmp_path / "r/config.yaml")
-    assert (config.budget, config.train_size, config.seed) == (40_000, 33, 6)
-    extra.write_text("sise: 3\n")
-    line = fails(capsys_clear(capsys), "run", "--config", extra, "--out", tmp_path / "s")
-    assert "unknown option sise" in line
-    extra.write_text("a: [1\n")
-    assert "not YAML" in fails(capsys, "run", "--config", extra, "--out", tmp_path / "s")
-
-
-def capsys_clear(capsys):
+    assert (config.train.budget, config.data.train_size, config.seed) == (40_000, 33, 6)
+    assert config.skip.rounds == 2
     capsys.readouterr()
-    return capsys
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sise: 3", "unknown option sise; there are student, prompt"),
+        ("train:\n  bugdet: 3", "unknown option train.bugdet; there are"),
+        ("train:\n  budget: many", "train.budget: Input should be a valid integer"),
+        ("train:\n  budget: 0", "train: budget must be at least 1, got 0"),
+        ("train: 3", "train: wanted a mapping of options, got 3"),
+        ("chunk:\n  method: kmeans", "chunk.method: Input should be 'ac', 'dp', 'sbc' or"),
+        ("a: [1", "not YAML"),
+        ("- 1", "wanted a mapping of options, got list"),
+    ],
+)
+def test_mistakes_in_a_configuration_file(capsys, tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text + "\n")
+    line = fails(capsys, "run", "--config", file, "--out", tmp_path / "s")
+    assert message in line
+    assert str(file) in line
 
 
 def test_a_saved_configuration_is_read_back_whole(tmp_path):
-    config = RunConfig(seed=9, prompt="Q: {question}\nA:", sentence_dropout=0.125)
+    train = TrainConfig(sentence_dropout=0.125, schedule="curriculum")
+    config = RunConfig(seed=9, prompt="Q: {question}\nA:", train=train)
     save_config(tmp_path / "c.yaml", config)
     assert load_config(tmp_path / "c.yaml") == config
     with pytest.raises(UserError, match="no such file"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_options_of_a_stage_may_change_until_it_has_written_something(capsys, tmp_path):
+    out = ("--out", str(tmp_path / "r"))
+    main(["data", *out, "--data.train-size", "6", "--data.test-size", "2"])
+    main(["chunk", *out, "--chunk.count", "2"])
+    assert load_config(tmp_path / "r/config.yaml").chunk.count == 2
+    capsys.readouterr()
+    line = fails(capsys, "chunk", *out, "--chunk.count", "3")
+    assert "chunk.count is 2 there and 3 here" in line
+    main(["train", *out, "--method", "FTT", "--budget", "200"])
+    assert load_config(tmp_path / "r/config.yaml").train.budget == 200
+    capsys.readouterr()
+    assert "train.budget is 200 there" in fails(
+        capsys, "train", *out, "--method", "CWT", "--budget", "300"
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "data", "chunk", "train", "skip", "eval", "inspect"])
+def test_help_of_a_command_lists_what_concerns_it(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    own = {
+        "run": {"data", "chunk", "train", "skip", "eval"}, "data": {"data"}, "chunk": {"chunk"},
+        "train": {"train", "skip"}, "skip": {"skip"}, "eval": {"eval"}, "inspect": set(),
+    }[command]  # fmt: skip
+    for stage in ("data", "chunk", "train", "skip", "eval"):
+        assert (f"--{stage}." in text) == (stage in own), stage
+    assert "--out" in text
 
 
 def test_help_lists_every_command(capsys):
@@ -172,3 +235,17 @@ finally:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--student" in done.stdout
+
+
+def test_a_missing_package_is_one_line(tmp_path):
+    """`pip install .` without the extra `app` brings the command, which says what it lacks."""
+    (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro', name='tyro')\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "python")])
+    done = subprocess.run(
+        [sys.executable, "-m", "cwt", "run"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "cwt: the application needs the package tyro: pip install 'cwt-ext[app]'\n"
+    )

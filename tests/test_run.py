@@ -9,16 +9,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from app_fixtures import DATA, needs_data
+from app_fixtures import DATA, needs_data, squeezed
 from cwt.cli import main
 from cwt.files import read_json, read_lines
-from cwt.methods import METHODS, VARIANTS
-from cwt.report import ORDER
+from cwt.pipeline.methods import METHODS
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--train_size", "24", "--validation_size", "8", "--test_size", "12", "--budget", "1500",
-         "--rounds", "2", "--max_new_tokens", "40", "--eval_batch_size", "12",
-         "--parent", "CWT"]  # fmt: skip
+DEFAULT = [m.name for m in METHODS.values() if m.in_default]
+SIZES = ["--data.train-size", "24", "--data.validation-size", "8", "--data.test-size", "12"]
+SMALL = [*SIZES, "--budget", "1500", "--skip.rounds", "2", "--eval.max-new-tokens", "40",
+         "--eval.batch-size", "12", "--eval.latency-questions", "2",
+         "--train.parent", "CWT"]  # fmt: skip
 
 
 def environment():
@@ -44,9 +46,8 @@ def finished(tmp_path_factory):
 def test_every_method_is_in_the_table_with_every_figure(finished):
     out, printed = finished
     report = read_json(out / "report.json")
-    assert [row["name"] for row in report["methods"]] == [m for m in ORDER if m not in VARIANTS]
-    assert set(ORDER) == set(METHODS)
-    page = (out / "report.md").read_text()
+    assert [row["name"] for row in report["methods"]] == DEFAULT
+    page = squeezed((out / "report.md").read_text())
     for row in report["methods"]:
         assert row["name"][:14] in printed
         assert f"| {row['name']} | {100 * row['accuracy']:.1f} |" in page
@@ -60,12 +61,37 @@ def test_every_method_is_in_the_table_with_every_figure(finished):
         assert row["truncated"] == sum(r["truncated"] for r in rows) / 12
         assert row["seed"] == 0
         assert row["train_seconds"] > 0
+        assert row["latency_seconds"] > 0
+        assert report["labels"][row["name"]] == METHODS[row["name"]].label
     rows = {row["name"]: row for row in report["methods"]}
     assert 1500 <= rows["FTT"]["loss_tokens"] < 1500 + 16 * 200
     assert rows["STT"]["loss_tokens"] > rows["CWT"]["loss_tokens"] >= 1500
     assert rows["oracle-skips"]["removal_rates"]["core"] == 0
     assert rows["random-skips"]["skipped_share"] == rows["STT"]["skipped_share"]
     assert rows["FTT"]["skipped_share"] is None
+
+
+def test_costs_count_all_that_was_trained_for_a_row(finished):
+    """Every student's own record, added up by hand: the parent, and both rounds of STT."""
+    out, _ = finished
+    spent = {p.parent.name: read_json(p) for p in (out / "students").glob("*/train.json")}
+    rows = {row["name"]: row for row in read_json(out / "report.json")["methods"]}
+    paths = {
+        "FTT": ["FTT"],
+        "CWT": ["CWT"],
+        "continued": ["CWT", "continued"],
+        "STT": ["CWT", "STT-round-1", "STT-round-2"],
+    }
+    for name, students in paths.items():
+        for cost in ("loss_tokens", "processed_tokens", "optimizer_steps"):
+            assert rows[name][f"total_{cost}"] == sum(spent[s][cost] for s in students)
+        assert rows[name]["total_train_seconds"] >= rows[name]["train_seconds"]
+    chosen = Path(rows["STT"]["student"]).name
+    path = paths["STT"][: paths["STT"].index(chosen) + 1]
+    assert rows["STT"]["loss_tokens"] == sum(spent[s]["loss_tokens"] for s in path)
+    # As long as STT: equally many loss tokens but for the last step of each run.
+    total = rows["STT"]["total_loss_tokens"]
+    assert rows["continued"]["total_loss_tokens"] == pytest.approx(total, abs=3 * 4 * 120)
 
 
 def test_students_are_hugging_face_folders(finished):
@@ -81,9 +107,9 @@ def test_a_rerun_computes_nothing_again(finished, capsys):
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     main(["run", *SMALL, "--out", str(out)])
-    assert capsys.readouterr().out.count("done before") == len(METHODS) - len(VARIANTS)
+    assert capsys.readouterr().out.count("done before") == len(DEFAULT)
     changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
-    assert changed <= {"report.json", "report.md", "report.html"}
+    assert changed <= {"report.json", "report.md", "report.html", ".lock"}
 
 
 def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
@@ -94,14 +120,21 @@ def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
     assert example["question"][:40] in printed
     assert "chunk 0" in printed
     assert "nats a token" in printed
-    assert "left out by STT-round-2 (forward judge, ratified)" in printed
+    chosen = read_json(out / "methods/STT.json")["student"]
+    judge = read_json(out / f"skips/{chosen}.json")["judge"]
+    assert f"left out in {chosen} ({judge})" in printed
     flat = " ".join(printed.split())
     assert all(" ".join(unit.split())[:20] in flat for unit in example["units"])
 
 
 def test_stages_one_by_one_give_the_run(finished, tmp_path):
     out, _ = finished
-    main(["data", *SMALL, "--methods", "CWT,STT", "--out", str(tmp_path / "s")])
+    (tmp_path / "small.yaml").write_text(
+        "train: {budget: 1500, parent: CWT}\nskip: {rounds: 2}\n"
+        "eval: {max_new_tokens: 40, batch_size: 12, latency_questions: 2}\n"
+    )
+    config = ["--config", str(tmp_path / "small.yaml")]
+    main(["data", *SIZES, *config, "--out", str(tmp_path / "s")])
     for command in (
         ["chunk"], ["train", "--method", "CWT"], ["skip"], ["train", "--method", "STT"],
         ["eval", "--method", "CWT"], ["eval", "--method", "STT"], ["report"],
@@ -117,8 +150,8 @@ def test_stages_one_by_one_give_the_run(finished, tmp_path):
 
 def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     main([
-        "run", *SMALL, "--methods", "STT,STT-as-judged,continued", "--parent", "FTT", "--jobs", "1",
-        "--budget_unit", "processed_tokens", "--out", str(tmp_path / "f"),
+        "run", *SMALL, "--methods", "STT,STT-as-judged,continued", "--train.parent", "FTT", "--jobs", "1",
+        "--train.budget-unit", "processed_tokens", "--out", str(tmp_path / "f"),
     ])  # fmt: skip
     rows = {row["name"]: row for row in read_json(tmp_path / "f/report.json")["methods"]}
     assert list(rows) == ["FTT", "continued", "STT", "STT-as-judged"]
@@ -131,38 +164,62 @@ def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     for name, judge in (("STT", "ratify"), ("STT-as-judged", "forward")):
         second = read_json(tmp_path / f"f/skips/{name}-round-2.json")
         assert (second["judge"], second["student"]) == (judge, f"{name}-round-1")
-    assert "their parent, FTT." in (tmp_path / "f/report.md").read_text()
+    assert "include their parent, FTT," in (tmp_path / "f/report.md").read_text()
 
 
 def without_clock(row):
-    clock = ("seconds_per_answer", "tokens_per_second", "train_seconds", "skip_seconds")
-    return {key: value for key, value in row.items() if key not in clock}
+    return {key: value for key, value in row.items() if "second" not in key}
 
 
-def test_killed_and_run_again_equals_never_stopped(finished, tmp_path):
-    whole, _ = finished
-    out = tmp_path / "k"
-    command = [sys.executable, "-m", "cwt", "run", *SMALL, "--methods", "CWT,STT", "--jobs", "1"]
+def test_killed_in_the_middle_of_training_ends_with_the_same_student(tmp_path):
+    """kill -9 with a checkpoint behind it: the rerun goes on from there, to the last bit."""
+    flags = [*SIZES, "--budget", "12000", "--methods", "CWT", "--train.checkpoint-seconds", "0",
+             "--eval.latency-questions", "0", "--jobs", "1"]  # fmt: skip
+    assert cwt("run", *flags, "--out", tmp_path / "whole").returncode == 0
+    out = tmp_path / "killed"
     process = subprocess.Popen(
-        [*command, "--out", str(out)], env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        [sys.executable, "-m", "cwt", "run", *flags, "--out", str(out)], env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (out / "students/CWT").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
+
+    def steps():
+        return [int(p.name.split("-")[1]) for p in out.glob("students/CWT/checkpoint-*")]
+
+    while max(steps(), default=0) < 5:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (out / "report.json").exists()
-    again = cwt("run", *SMALL, "--methods", "CWT,STT", "--jobs", "1", "--out", out)
+    assert steps()
+    assert not (out / "students/CWT/train.json").exists()
+    again = cwt("run", *flags, "--out", out)
     assert again.returncode == 0, again.stderr
-    rows = {row["name"]: row for row in read_json(out / "report.json")["methods"]}
-    for row in read_json(whole / "report.json")["methods"]:
-        if row["name"] in rows:
-            assert without_clock(rows[row["name"]]) == without_clock(row)
-    for name in ("CWT", "STT-round-1"):
-        file = f"students/{name}/model.safetensors"
-        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    for file in ("model.safetensors", "train_log.jsonl"):
+        whole = (tmp_path / "whole/students/CWT" / file).read_bytes()
+        assert (out / "students/CWT" / file).read_bytes() == whole
+    rows = [read_json(o / "report.json")["methods"][0] for o in (out, tmp_path / "whole")]
+    assert without_clock(rows[0]) == without_clock(rows[1])
+    assert not steps()
+
+
+def test_two_processes_on_one_folder_are_refused(finished, capsys):
+    out, _ = finished
+    with FileLock(out / ".lock"), pytest.raises(SystemExit):
+        main(["report", "--out", str(out)])
+    assert "another process is working on this run" in capsys.readouterr().err
+
+
+def test_epochs_are_passes_over_all_rationales(tmp_path):
+    flags = [*SIZES, "--epochs", "1.5", "--methods", "FTT,CWT", "--eval.latency-questions", "0"]
+    main(["run", *flags, "--eval.max-new-tokens", "4", "--out", str(tmp_path / "e"), "--jobs", "1"])
+    tokens = read_json(tmp_path / "e/chunks/chunks.json")["tokens_per_epoch"]
+    from app_fixtures import tiny
+
+    rows = read_lines(tmp_path / "e/data/train.jsonl")
+    by_hand = sum(len(tiny().ids(unit)) for row in rows for unit in row["units"]) + len(rows)
+    assert tokens == by_hand  # the end-of-sequence token of each rationale too
+    for row in read_json(tmp_path / "e/report.json")["methods"]:
+        assert 1.5 * tokens <= row["loss_tokens"] < 1.5 * tokens + 16 * 80
 
 
 def test_a_killed_worker_is_one_clear_line(tmp_path):
@@ -191,8 +248,9 @@ def test_real_rationales_from_file_to_table(tmp_path):
     main([
         "run", "--data", str(DATA / "svamp/SVAMP_ChatGPT_level5_ranked.json"),
         "--eval-data", str(DATA / "svamp/test.jsonl"), "--out", str(tmp_path / "r"),
-        "--train_size", "60", "--validation_size", "8", "--test_size", "16", "--budget", "3000",
-        "--rounds", "1", "--max_new_tokens", "40", "--methods", "FTT,CWT,STT", "--jobs", "1",
+        "--data.train-size", "60", "--data.validation-size", "8", "--data.test-size", "16",
+        "--budget", "3000", "--skip.rounds", "1", "--eval.max-new-tokens", "40",
+        "--methods", "FTT,CWT,STT", "--jobs", "1",
     ])  # fmt: skip
     report = read_json(tmp_path / "r/report.json")
     assert report["data"] == {

@@ -226,10 +226,11 @@ class Train(Command):
 
     def run(self) -> None:
         ws = self.workspace()
-        from cwt.pipeline.methods import method_named
+        from cwt.pipeline.methods import method_named, parent_of
         from cwt.pipeline.stages import train_method
 
         method = method_named(self.method)
+        parent_of(method, ws.config)  # says so where the parent cannot be one, before it is saved
         with ws.locked(), Bars() as bars:
             student = train_method(ws, method, bars.one(method.name))
             bars.watch(method.name, 1.0, str(ws.student(student)))
@@ -323,6 +324,7 @@ class Inspect(Command):
 
     def run(self) -> None:
         ws = self.workspace()
+        from cwt.files import read_json
         from cwt.pipeline.views import decided_rounds, view_examples
         from cwt.report.examples import print_example
 
@@ -330,7 +332,7 @@ class Inspect(Command):
         name = self.student_name or (parent if ws.trained(parent) else "")
         (view,) = view_examples(ws, [self.index], name)
         rounds = decided_rounds(ws)
-        shown = rounds[-1] if rounds else ""
+        shown = f"{rounds[-1]} ({read_json(ws.skips(rounds[-1]))['judge']})" if rounds else ""
         print_example(view, name or ws.config.student, ws.config.chunk.method, shown)
 
 

@@ -5,4 +5,5 @@ units     cuts a rationale into units
 answers   reads an answer out of a text and compares two answers
 tasks     generated problems with a programmatic teacher
 readers/  the files that people have, one module a format
+split     draws train, validation and test of imported examples
 """
