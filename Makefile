@@ -1,7 +1,9 @@
-# make demo   train and compare the methods on the embedded default, print the table
-# make test   the test suite
-# The torch that is installed is the one pinned in pyproject.toml. On Linux PyPI's torch brings CUDA
-# along; to take a CPU build instead, point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at one.
+# make demo    train and compare the methods on the embedded default, print the table
+# make test    the test suite                 make lint      ruff, mypy, clang-format
+# make bench   the benchmarks                 make sanitize  the slow tests
+# make wheel   a wheel in build/wheel         make tiny      the embedded student again
+# The torch that is installed is the one pinned in pyproject.toml. On Linux, PyPI's torch brings
+# CUDA along; point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at a CPU build to do without.
 PYTHON ?= python3
 BIN := .venv/bin
 BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)

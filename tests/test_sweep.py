@@ -11,7 +11,8 @@ from cwt.files import read_json, read_lines
 SMALL = ["--data.train-size", "16", "--data.validation-size", "8", "--data.test-size", "10",
          "--budget", "600", "--skip.rounds", "1", "--eval.max-new-tokens", "24",
          "--eval.batch-size", "10", "--eval.latency-questions", "1", "--tasks", "letters",
-         "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT", "--train.parent", "CWT"]  # fmt: skip
+         "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT",
+         "--train.parent", "CWT"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

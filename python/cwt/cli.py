@@ -76,14 +76,14 @@ def _print(text: str) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """What all commands have.
+    """The options that every command has.
 
     Attributes:
-        out: folder of the run; by default runs/<preset>.
+        out: folder of the run; by default runs/<preset>, for a sweep runs/sweep.
     """
 
-    begins: ClassVar[bool] = False  # may be given a new folder
-    sections: ClassVar[tuple[str, ...]] = ()  # of the configuration, that it has flags for
+    begins: ClassVar[bool] = False  # whether it may begin a run in a new folder
+    sections: ClassVar[tuple[str, ...]] = ()  # the configuration that it has flags for
 
     out: Path = Path("runs/default")
 
@@ -107,13 +107,13 @@ class Command:
         return open_workspace(self.config(), self.out)
 
     def run(self) -> None:
-        """Does what the command is for."""
+        """Executes the command."""
         raise UserError(f"{type(self).__name__} is no command of its own.")
 
 
 @dataclass(frozen=True)
 class Begins(Command):
-    """What the commands have that may begin a run.
+    """The options of the commands that may begin a run.
 
     Attributes:
         preset: default, or quick: a look at the whole pipeline in about a minute.
@@ -131,7 +131,7 @@ class Run(Begins):
     """Runs everything and prints the table. A rerun goes on where the last one stopped.
 
     Attributes:
-        jobs: methods trained side by side, 0 for automatic.
+        jobs: how many methods train side by side; 0: one a core for tiny on a CPU, else one.
     """
 
     jobs: int = 0
@@ -159,7 +159,7 @@ class Data(Begins):
     Attributes:
         student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
         prompt: template of the prompt, with {question} in it.
-        seed: of the data, the order of training and the controls.
+        seed: decides the data, the order of training and the random controls.
         show: print what was understood, with so many examples unit by unit.
         data: where the examples come from.
     """
@@ -247,7 +247,7 @@ class Skip(Command):
     """Decides which units a student of the run can do without, for one round of STT.
 
     Attributes:
-        round: of skip-thinking training; the first is judged by the parent.
+        round: which round of skip-thinking training; in the first, the parent is the judge.
         skip: what may be left out.
     """
 
@@ -278,7 +278,7 @@ class Eval(Command):
     """Evaluates one method on the test questions; from then on it is in the table.
 
     Attributes:
-        method: row of the table.
+        method: row of the table, such as FTT, CWT or STT.
         eval: how students answer.
     """
 
@@ -320,9 +320,9 @@ class Inspect(Command):
     """Shows one training example: its chunks, the loss of each, what was skipped and why.
 
     Attributes:
-        index: of the training example.
-        student_name: whose loss to show; by default the parent's or, before that is trained, the
-            given student's.
+        index: which training example, counted from 0.
+        student_name: the student whose losses to show; by default the parent or, while that is not
+            trained, the given student.
     """
 
     index: int = 0
@@ -409,8 +409,8 @@ class Sweep(Begins):
 
     Attributes:
         tasks: generated tasks, comma-separated.
-        seeds: comma-separated.
-        jobs: runs side by side, 0 for one a core.
+        seeds: seeds, comma-separated.
+        jobs: how many runs go side by side; 0: one a core.
     """
 
     tasks: str = "arithmetic,objects,letters,coin"
@@ -478,7 +478,7 @@ def _parse(name: str, argv: list[str]) -> Command:
 
 
 def _defaults(name: str, kind: type[AnyCommand], argv: list[str]) -> AnyCommand:
-    """Returns a command as it is before its flags."""
+    """Returns a command with the values that hold where no flag says otherwise."""
     from cwt.pipeline.workspace import saved_config
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -1,6 +1,6 @@
-"""The configuration of a run, nested as its stages are; from a preset, a YAML file and flags.
+"""The configuration of a run, nested by stage; read from a preset, a YAML file and flags.
 
-Loads neither torch nor a model: `cwt COMMAND --help` reads it.
+It loads neither torch nor a model, so that `cwt COMMAND --help` is quick.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def short(name: str) -> Any:
-    """Returns what makes `--name` the flag of a nested option."""
+    """Returns the annotation that gives a nested option the flag `--name`."""
     return tyro.conf.arg(name=name, prefix_name=False)
 
 
@@ -38,9 +38,9 @@ class DataConfig:
         task: generated task: arithmetic, objects, letters or coin.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
         unit: the piece of a rationale that is never cut.
-        train_size: training examples at the most.
-        validation_size: validation questions, from the training file or the generator.
-        test_size: test questions at the most.
+        train_size: how many training examples, at most.
+        validation_size: how many validation questions, at most; they choose among rounds.
+        test_size: how many test questions, at most.
     """
 
     file: Annotated[str, short("data")] = ""
@@ -70,14 +70,15 @@ class TrainConfig(TrainingOptions):
     """How long and in what steps every method trains.
 
     Attributes:
-        budget: how long each method trains, in train.budget-unit.
-        epochs: in place of --budget: passes over all training rationales, 0 for none.
+        budget: how long each method trains, counted in --train.budget-unit.
+        epochs: passes over all training rationales, used instead of --budget; 0: use --budget.
         parent: row of the table that skip-thinking training (STT) and its controls go on from.
-        batch_size: samples of a step of answer-only, FTT (full-thinking training, whole
-            rationales), STT and its controls.
-        small_batch_size: samples of a step of FTT-small-batch and FTT-sentence-dropout.
-        chunk_batch_size: samples, one chunk each, of a step of CWT (chunk-wise training).
-        sentence_dropout: of the rows of that name: chance to leave a middle unit out.
+        batch_size: samples a step for answer-only, FTT (full-thinking training, whole rationales),
+            STT and its controls.
+        small_batch_size: samples a step for FTT-small-batch and FTT-sentence-dropout.
+        chunk_batch_size: samples a step, one chunk each, for CWT (chunk-wise training).
+        sentence_dropout: probability with which the rows named sentence-dropout leave out each
+            middle unit.
     """
 
     budget: Annotated[int, short("budget")] = 400_000
@@ -100,10 +101,10 @@ class SkipConfig(SkipCriterion):
     """What may be left out, and how skip-thinking training (STT) alternates with deciding it.
 
     Attributes:
-        rounds: rounds of deciding and training; the best on validation is kept.
+        rounds: how often STT decides skips and trains; the best round on validation is kept.
         ratify: in every other round the student confirms what the judge decided, or takes it back.
-        budget_share: part of the budget that each round trains on.
-        mix_full: share of full rationales added to the shortened ones.
+        budget_share: part of --budget that each round trains for.
+        mix_full: share of the full rationales that is added to the shortened ones.
     """
 
     rounds: int = 4
@@ -122,10 +123,10 @@ class EvalConfig:
     """How students answer the test questions.
 
     Attributes:
-        max_new_tokens: generated per question at the most.
+        max_new_tokens: tokens generated per question, at most.
         batch_size: questions generated at once.
-        latency_questions: questions answered one at a time to measure the latency of one answer,
-            0 for none.
+        latency_questions: how many questions are answered one at a time, to measure the latency
+            of one answer; 0: do not measure it.
     """
 
     max_new_tokens: int = 256
@@ -139,13 +140,13 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run; its config.yaml holds it whole.
+    """Everything that decides the result of a run; config.yaml in its folder holds all of it.
 
     Attributes:
         student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
         prompt: template of the prompt, with {question} in it.
-        methods: comma-separated rows of the table, or all.
-        seed: of the data, the order of training and the controls.
+        methods: rows of the table, comma-separated, or all.
+        seed: decides the data, the order of training and the random controls.
         cpu: stay on the CPU even where there is a GPU.
         data: where the examples come from.
         chunk: how the units of a rationale become chunks.
@@ -252,10 +253,10 @@ def _merged(base: dict[str, Any], values: dict[str, Any], source: object, at: st
 
 
 def save_config(path: Path, config: RunConfig) -> None:
-    """Writes a configuration, whole."""
+    """Writes all values of a configuration."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def load_config(path: Path) -> RunConfig:
-    """Returns the configuration of a YAML file; what it does not say has its default."""
+    """Returns the configuration of a YAML file; options that it lacks have their defaults."""
     return configured(RunConfig(), yaml_values(path), path)

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what was wanted and what came."""
+    """Something that the user gave cannot be used; says what was wanted and what was given."""

@@ -1,4 +1,4 @@
-"""Progress: how far a piece of work is, told to whoever watches it."""
+"""Progress: callbacks that learn how far a piece of work is, and bars that show it."""
 
 import sys
 import time
@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 Progress = Callable[[float, str], None]
-"""Is told the share done, in [0, 1], and what is being done."""
+"""Called with the share done, in [0, 1], and what is being done."""
 
 Watch = Callable[[str, float, str], None]
-"""Is told which row of the table, the share done, and what is being done."""
+"""Called with the name of a piece of work, its share done, and what is being done."""
 
 LOG_SECONDS = 30.0  # between two lines about the same piece of work where there is no terminal
 
 
 def quiet(share: float, text: str) -> None:
-    """A progress that nobody watches."""
+    """Ignores progress."""
 
 
 def part_of(progress: Progress, start: float, end: float, prefix: str = "") -> Progress:
-    """Returns the progress of a part of the work: its shares 0 .. 1 become start .. end."""
+    """Returns a callback for a part of the work: its shares 0 .. 1 become start .. end."""
 
     def told(share: float, text: str) -> None:
         progress(start + share * (end - start), prefix + text)
@@ -56,7 +56,7 @@ class Bars:
         self.bars.stop()
 
     def watch(self, name: str, share: float, text: str) -> None:
-        """Shows how far one piece of work is."""
+        """Shows how far a piece of work is."""
         if self.live:
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(name, total=1.0, text=text)
@@ -70,7 +70,7 @@ class Bars:
             self._say(f"  {name}: {100 * share:.0f} %, {text}")
 
     def one(self, name: str) -> Progress:
-        """Returns the progress of one piece of work."""
+        """Returns a callback for one piece of work."""
         return lambda share, text: self.watch(name, share, text)
 
     def _say(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: what a student answers, what its training looked like from inside, and statistics.
+"""Evaluation: what a student answers, what its gradients look like, and statistics.
 
 generation   greedy generation, grading, cost and latency of answers
 statistics   intervals of shares and of paired differences

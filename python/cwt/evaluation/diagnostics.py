@@ -1,7 +1,7 @@
 """Gradient share of each part of a rationale, and the sharpness of the loss around a student.
 
-Gradients are those of the loss with respect to the logits, softmax(z) - onehot(y), one vector a
-token. All figures are of the student as it is; nothing is trained.
+The gradient of a token is that of its own loss with respect to its logits, softmax(z) - onehot(y).
+Nothing is trained here: all figures describe the student as it is.
 """
 
 import itertools
@@ -23,14 +23,14 @@ from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 @dataclass(frozen=True)
 class UnitFigures:
-    """One unit of one rationale.
+    """The figures of one unit of one rationale.
 
     Attributes:
-        grad_share: of the sum of gradient norms over the rationale, in [0, 1].
-        token_share: of its tokens.
-        smoothing: ||mean g|| / mean ||g||, in [0, 1]; 1: all tokens pull the same way.
-        smoothing_control: the same of as many tokens drawn from the rationale at random. Fewer
-            tokens alone raise the ratio, so only the difference says something of the unit.
+        grad_share: its part of the rationale's summed gradient norms, in [0, 1].
+        token_share: its part of the rationale's tokens, in [0, 1].
+        smoothing: ||mean g|| / mean ||g||, in [0, 1]; it is 1 if all tokens pull the same way.
+        smoothing_control: the same for as many tokens of the rationale, drawn at random. Fewer
+            tokens alone raise the ratio, so only the difference says something about the unit.
     """
 
     id: str
@@ -54,10 +54,10 @@ def unit_figures(
     """Returns the figures of every unit of some examples, in order.
 
     Args:
-        student: whose gradients they are.
+        student: the student whose gradients are measured.
         examples: with their chunks and, where they are labelled, the roles of their units.
-        batch_size: rows of one pass.
-        seed: of the random tokens of the control.
+        batch_size: rows of one forward pass.
+        seed: decides the random tokens of the control.
     """
     rng = random.Random(f"control-{seed}")
     found: dict[int, list[UnitFigures]] = {}
@@ -73,7 +73,7 @@ def unit_figures(
 
 
 def _shuffled(chunk_ids: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Returns (B, T) chunk ids in which the tokens of each row have changed places."""
+    """Returns (B, T) chunk ids, those of each row that bear loss in random order."""
     shuffled = chunk_ids.clone()
     for row in shuffled:
         bears = row >= 0
@@ -86,7 +86,7 @@ def _shuffled(chunk_ids: torch.Tensor, rng: random.Random) -> torch.Tensor:
 def _statistics(
     logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, width: int
 ) -> list[list[tuple[float, float, float, float]]]:
-    """Returns (tokens, nll, sum of norms, norm of the mean) of every row of ids and unit."""
+    """Returns (tokens, NLL, sum of norms, norm of the mean) for every row and unit."""
     count, bears = len(ids), ids >= 0
     row = torch.arange(count, device=ids.device)[:, None]
     stats = cwt_ext.chunk_loss(
@@ -157,9 +157,10 @@ Loss = Callable[[], torch.Tensor]
 
 
 def mean_loss(student: Student, examples: Sequence[TokenizedExample]) -> Loss:
-    """Returns the function that computes the token mean NLL over whole rationales.
+    """Returns a function that computes the mean NLL per token over whole rationales.
 
-    Plain cross-entropy: the Hessian needs a second derivative, which chunk_loss refuses.
+    It uses plain cross-entropy, because the Hessian needs second derivatives and chunk_loss has
+    none.
     """
     batch = student.collate([whole_sequence(x) for x in examples])
     labels, _ = batch.targets
@@ -178,10 +179,10 @@ def top_eigenvalue(
     A Hessian-vector product is the gradient of (gradient . v).
 
     Args:
-        model: whose trainable parameters the Hessian is of.
-        loss: a scalar of them.
-        tolerance: relative.
-        seed: of the first vector.
+        model: the Hessian is with respect to its trainable parameters.
+        loss: computes a scalar from them.
+        tolerance: relative error of the eigenvalue.
+        seed: decides the first vector.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -209,17 +210,17 @@ def top_eigenvalue(
 def rise_under_noise(
     model: torch.nn.Module, loss: Loss, scale: float = 0.05, draws: int = 5, seed: int = 0
 ) -> float:
-    """Returns by how much the loss rises, on the mean, when every weight matrix is disturbed.
+    """Returns the mean rise of the loss when every weight tensor is disturbed.
 
-    Each tensor gets Gaussian noise of `scale` times its own norm, so that students with weights of
-    different size compare.
+    Each tensor gets Gaussian noise of `scale` times its own norm, so that students whose weights
+    differ in size can be compared.
 
     Args:
-        model: its parameters are put back afterwards.
-        loss: a scalar of them.
+        model: its parameters are restored afterwards.
+        loss: computes a scalar from them.
         scale: norm of the noise over the norm of the tensor.
-        draws: directions averaged over.
-        seed: of the directions.
+        draws: number of random directions to average over.
+        seed: decides the directions.
     """
     generator = torch.Generator().manual_seed(seed)
     at_rest = float(loss())
@@ -241,7 +242,7 @@ def diagnose(
     test: Sequence[TokenizedExample],
     sharpness_examples: int = 32,
 ) -> dict[str, Any]:
-    """Returns everything this module knows of a student, on training and on held-out examples."""
+    """Returns all figures of this module for a student, on training and held-out examples."""
     student.model.eval()
     figures = unit_figures(student, test)
     parts: dict[str, Any] = {"by_chunk": summarise(figures, "chunk")}

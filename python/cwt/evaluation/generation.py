@@ -1,4 +1,4 @@
-"""Evaluation by generation: greedy, in batches, with a KV cache; what it cost is part of it."""
+"""Evaluation by greedy generation: what a student answers, how many tokens and how long."""
 
 import statistics
 import time
@@ -23,25 +23,25 @@ class Generation:
     text: str
     answer: str | None
     correct: bool
-    well_formed: bool  # states an answer and ends by itself
-    truncated: bool  # still writing when max_new_tokens were spent
-    tokens: int  # generated, with the end-of-sequence token
+    well_formed: bool  # it states an answer and ends by itself
+    truncated: bool  # it was cut off at max_new_tokens
+    tokens: int  # generated, the end-of-sequence token included
 
 
 @dataclass(frozen=True)
 class Score:
-    """Figures over the questions of one evaluation.
+    """The figures of one evaluation.
 
     Attributes:
-        questions: how many.
+        questions: number of questions.
         accuracy: share answered right, in [0, 1].
-        accuracy_interval: 95 % (Wilson), over the questions.
+        accuracy_interval: its 95 % interval over the questions (Wilson).
         generated_tokens: mean per question, with the end-of-sequence token.
         tokens_per_second: of batched generation.
         seconds_per_answer: wall time of batched generation over the questions: throughput, not the
             time that one answer takes.
-        well_formed: share that states an answer and ends by itself.
-        truncated: share still writing when max_new_tokens were spent.
+        well_formed: share of answers that state an answer and end by themselves.
+        truncated: share of answers that were cut off at max_new_tokens.
     """
 
     questions: int
@@ -61,14 +61,14 @@ def evaluate(
     batch_size: int = 100,
     progress: Progress = quiet,
 ) -> tuple[Score, list[Generation]]:
-    """Returns the score of a student on some questions, and everything that it wrote.
+    """Returns the score of a student on some questions, and what it wrote for each.
 
     Args:
-        student: that answers, greedily.
-        examples: questions with answers; order is kept.
-        max_new_tokens: per question.
+        student: answers greedily.
+        examples: questions with answers; their order is kept.
+        max_new_tokens: tokens per question, at most.
         batch_size: questions generated at once; wall time is that of whole batches.
-        progress: is told the share done.
+        progress: called with the share done and what is being done.
 
     Example:
         >>> import cwt
@@ -97,13 +97,13 @@ def latency(
 ) -> float:
     """Returns the median wall time of one answer alone, in seconds.
 
-    One question after another, each in a batch of its own; run it with nothing beside it.
+    Each question is a batch of its own. Run it while nothing else runs on the machine.
 
     Args:
-        student: that answers, greedily.
+        student: answers greedily.
         examples: questions; the first is asked once more beforehand, to warm up.
-        max_new_tokens: per question.
-        questions: measured at the most.
+        max_new_tokens: tokens per question, at most.
+        questions: how many questions are measured, at most.
     """
     prompts = [student.prompt(e.question) for e in examples[:questions]]
     student.generate(prompts[:1], max_new_tokens)
@@ -116,7 +116,12 @@ def latency(
 
 
 def score(generations: Sequence[Generation], seconds: float) -> Score:
-    """Returns the figures of some generations that took so many seconds of wall time."""
+    """Returns the figures of some generations.
+
+    Args:
+        generations: graded answers.
+        seconds: wall time that they took together.
+    """
     n = len(generations)
     right = sum(g.correct for g in generations)
     tokens = sum(g.tokens for g in generations)
@@ -133,7 +138,7 @@ def score(generations: Sequence[Generation], seconds: float) -> Score:
 
 
 def grade(student: Student, example: Example, ids: list[int]) -> Generation:
-    """Returns what a student wrote for a question, graded."""
+    """Returns the graded answer of a student to a question, given the ids that it wrote."""
     ended = student.ended(ids)
     text = student.text(ids)
     answer = extract_answer(text)

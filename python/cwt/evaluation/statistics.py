@@ -18,11 +18,11 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one student is above another on the same questions.
+    """The difference between two students on the same questions.
 
     Attributes:
         mean: over seeds and questions.
-        interval: 95 %, by bootstrap over seeds, then questions.
+        interval: its 95 % interval, by bootstrap over seeds, then questions.
         by_seed: the mean of each seed.
     """
 
@@ -38,8 +38,8 @@ def paired_difference(
 
     Args:
         a: for each seed (questions,), the marks of one student.
-        b: the same of the other, on the same questions.
-        draws: of the bootstrap; its seed is fixed.
+        b: the same for the other student, on the same questions.
+        draws: number of bootstrap samples; their seed is fixed.
     """
     marks = np.stack([x - y for x, y in zip(a, b, strict=True)])
     seeds, n = marks.shape

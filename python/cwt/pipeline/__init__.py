@@ -1,12 +1,12 @@
 """The pipeline: from a configuration to a folder with students, scores and a report.
 
 workspace  every path of a run's folder, and whether a configuration belongs to it
-methods    the rows of the table, as data
+methods    the rows of the table, as data: what each trains, and from which student
 data       the examples: generated or imported, every row used or listed
 stages     chunks, training, skips, evaluation: each reads what the one before it wrote
 export     what a row of the table trains, as rows for other trainers
-results    figures of every row, with all that was spent on it: report.json
-run        `run(config, out)`: all stages; what the command line, a sweep and a notebook call
+results    the figures and costs of every row: report.json
+run        `run(config, out)`: all stages; the command line, a sweep and a notebook call it
 parallel   several rows side by side
 sweep      tasks x seeds x methods, one run each
 """

@@ -11,7 +11,7 @@ from cwt.config import RunConfig
 from cwt.errors import UserError
 from cwt.training.recipe import BudgetUnit, ChunkMethod, Schedule, Target
 
-PARENT = "parent"  # in a Method: the row that config.train.parent names
+PARENT = "parent"  # stands for the row that config.train.parent names
 
 BatchSize = Literal["batch_size", "small_batch_size", "chunk_batch_size"]
 SkipSource = Literal["judge", "none", "literal", "oracle", "random"]
@@ -22,22 +22,22 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: of the row, and of its student's folder.
+        name: name of the row, and of its student's folder.
         label: what it is, in one line.
-        target: what carries the loss.
-        batch: which option of `train` says how many samples a step has.
-        budget_unit: in what its budget counts; None: as configured.
-        schedule: of chunk-wise training; None: as configured.
+        target: what bears the loss.
+        batch: the option of `train` that says how many samples a step has.
+        budget_unit: what its budget counts; None: as configured.
+        schedule: order of chunks in chunk-wise training; None: as configured.
         chunking: how units become chunks; None: as configured.
         dropout: whether middle units are left out at random, at the configured rate.
         parent: the row whose student it goes on from; None: the given student.
         skips: who decides which units are left out of the rationales it goes on with: a `judge`
             (in rounds that alternate with training), `none`, or a control.
         ratify: in every other round the student confirms the judge's decisions, where configured.
-        matches: the row whose number of skips it takes over.
-        needs_roles: only generated examples say which units are needed.
-        in_default: it runs where `methods` is `all`.
-        diagnosed: a sweep diagnoses its student.
+        matches: the row whose number of skips per example it copies.
+        needs_roles: whether it needs generated examples, which say what each unit is.
+        in_default: whether it runs where `methods` is `all`.
+        diagnosed: whether a sweep diagnoses its student.
         compared_with: rows that a sweep compares it with.
     """
 
@@ -85,8 +85,8 @@ METHODS: dict[str, Method] = {
             "answer-only",
             "question and answer, without the rationale; its budget counts processed tokens",
             target="answer",
-            # An answer is a few tokens: the whole budget in them would be tens of times the passes
-            # over the questions. It gets as many processed tokens as the others have loss tokens.
+            # An answer has only a few tokens. The whole budget in loss tokens would be tens of
+            # times as many passes over the questions, so here it counts processed tokens.
             budget_unit="processed_tokens",
         ),
         Method("FTT", "full-thinking training: the whole rationale", diagnosed=True),
@@ -214,7 +214,7 @@ def parent_of(method: Method, config: RunConfig) -> str | None:
 
 
 def needs(method: Method, config: RunConfig) -> list[str]:
-    """Returns the rows that must be there before a method."""
+    """Returns the rows that must be trained before a method."""
     return [name for name in (parent_of(method, config), method.matches) if name]
 
 
@@ -246,7 +246,7 @@ def round_names(method: str, rounds: int) -> list[str]:
 
 
 def lineage(method: Method, config: RunConfig, student: str) -> list[str]:
-    """Returns the students trained one after the other on the way to a student of a row."""
+    """Returns the students that were trained one after the other to get a student of a row."""
     parent = parent_of(method, config)
     if not parent:
         return [student]
@@ -257,7 +257,7 @@ def lineage(method: Method, config: RunConfig, student: str) -> list[str]:
 
 
 def trained_for(method: Method, config: RunConfig, student: str) -> list[str]:
-    """Returns all students trained to get a row: also rounds that lost on validation."""
+    """Returns all students that were trained for a row, rounds that lost on validation included."""
     parent = parent_of(method, config)
     if parent and method.in_rounds:
         return [parent, *round_names(method.name, config.skip.rounds)]
@@ -265,7 +265,7 @@ def trained_for(method: Method, config: RunConfig, student: str) -> list[str]:
 
 
 def comparisons(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the pairs (a, b) of rows that a sweep compares, of those that it has."""
+    """Returns the pairs (a, b) that a sweep compares, among the rows that it has."""
     pairs = [
         (method.name, config.train.parent if other == PARENT else other)
         for method in METHODS.values()

@@ -1,4 +1,4 @@
-"""Runs pieces of work that depend on one another, several side by side in processes."""
+"""Does pieces of work that depend on one another, several side by side in processes."""
 
 import multiprocessing
 import os
@@ -42,11 +42,11 @@ def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Wa
     """Does every piece of work, each after those that it needs.
 
     Args:
-        needs: for each name the names that must be done before; a name that is no key of it counts
-            as done. Where several may start, those go first that most others wait for.
+        needs: for each name the names that must be done before it; a name that is not a key counts
+            as done. Among those that may start, the one with the longest chain behind it is first.
         work: does one piece.
-        jobs: side by side; 1 stays in this process.
-        watch: is told how far each piece is.
+        jobs: how many go side by side; 1 stays in this process.
+        watch: called with a name, its share done, and what is being done.
 
     Raises:
         UserError: a piece raised one, or its process was killed.

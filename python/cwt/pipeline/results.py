@@ -1,4 +1,4 @@
-"""The figures of every row of the table, with all that was spent on it: report.json."""
+"""The figures and costs of every row of the table: report.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,33 +15,34 @@ from cwt.report.table import as_markdown
 class Row:
     """One row of the table.
 
-    The cost of a row starts from the given student, its parent included. The fields that begin with
-    `total_` count all that was trained to get the row, also rounds of STT that lost on validation;
-    those without it count the way to the chosen student alone.
+    The cost of a row starts from the given student, so it includes the parent. Fields that begin
+    with `total_` count all that was trained to get the row, also rounds of skip-thinking training
+    (STT) that lost on validation. The same names without `total_` count the chosen student's path:
+    the parent and the rounds up to the chosen one.
 
     Attributes:
-        name: of the method.
-        seed: of the run.
+        name: the method.
+        seed: the seed of the run.
         accuracy: share of test questions answered right, in [0, 1].
-        accuracy_interval: 95 %, Wilson, over the test questions.
-        generated_tokens: mean per question, with the end-of-sequence token.
-        tokens_per_second: of batched generation.
-        seconds_per_answer: wall time of batched generation over the questions: throughput.
+        accuracy_interval: its 95 % interval over the test questions (Wilson).
+        generated_tokens: mean per question, the end-of-sequence token included.
+        tokens_per_second: throughput of generation in batches.
+        seconds_per_answer: wall time of generation in batches, divided by the questions.
         latency_seconds: median wall time of one answer alone; None where it was not measured.
         well_formed: share of answers that state an answer and end by themselves.
         truncated: share of answers cut off by eval.max_new_tokens.
         skipped_share: share of middle units left out in training; None where none could be.
         removal_rates: the same by role of unit, for generated examples.
-        optimizer_steps: on the way to the chosen student.
-        loss_tokens: that bore loss on that way.
-        processed_tokens: that the model saw on that way.
-        train_seconds: wall time of training on that way.
+        optimizer_steps: steps on the chosen student's path.
+        loss_tokens: tokens that bore loss on that path.
+        processed_tokens: tokens that the model read on that path.
+        train_seconds: wall time of training on that path.
         skip_seconds: wall time of deciding what to skip, in all rounds.
-        total_optimizer_steps: of all that was trained for the row.
-        total_loss_tokens: of all that was trained for the row.
-        total_processed_tokens: of all that was trained for the row.
-        total_train_seconds: of all that was trained for the row.
-        student: folder of the chosen student, from the run's folder on.
+        total_optimizer_steps: steps of all that was trained for the row.
+        total_loss_tokens: loss tokens of all that was trained for the row.
+        total_processed_tokens: processed tokens of all that was trained for the row.
+        total_train_seconds: wall time of all that was trained for the row.
+        student: folder of the chosen student, relative to the folder of the run.
     """
 
     name: str
@@ -72,7 +73,7 @@ _COSTS = ("optimizer_steps", "loss_tokens", "processed_tokens", "train_seconds")
 
 
 def write_report(ws: Workspace) -> dict[str, Any]:
-    """Writes report.json and report.md from what the run holds, and returns the former.
+    """Writes report.json and report.md from the files of the run; returns what report.json holds.
 
     Raises:
         UserError: no method of the run was evaluated yet.
@@ -95,7 +96,7 @@ def write_report(ws: Workspace) -> dict[str, Any]:
 
 
 def read_diagnostics(ws: Workspace) -> list[dict[str, Any]]:
-    """Returns what `cwt diagnose` found of each student, without the single units."""
+    """Returns what `cwt diagnose` found for each student, without the figures of single units."""
     return [
         {"name": path.stem} | {k: v for k, v in read_json(path).items() if k != "units"}
         for path in sorted(ws.diagnostics("x").parent.glob("*.json"))
@@ -134,6 +135,6 @@ def _row(ws: Workspace, method: Method) -> Row:
 
 
 def _costs(ws: Workspace, students: Sequence[str]) -> dict[str, Any]:
-    """Returns what training some students took, together."""
+    """Returns the summed cost of training some students."""
     spent = [read_json(ws.student(s) / "train.json") for s in students]
     return {name: round(sum(s[name] for s in spent), 1) for name in _COSTS}

@@ -1,4 +1,4 @@
-"""A run, whole: `run(config, out)` is what the command line, a sweep and a notebook call."""
+"""All stages of a run: the command line, a sweep and a notebook call `run(config, out)`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,17 +30,18 @@ def run(
     """Runs everything that a configuration asks for, and returns the report.
 
     Makes the data and the chunks, trains and evaluates every method, measures the latency of one
-    answer and writes report.json, report.md and report.html. What the folder holds already is not
+    answer and writes report.json, report.md and report.html. Finished work in the folder is not
     done again: a run that was stopped goes on where it was and ends with the same weights.
 
     Args:
-        config: of the run.
-        out: its folder.
-        jobs: methods trained side by side, 0 for automatic.
-        watch: is told which piece of work is how far.
+        config: everything that decides the result.
+        out: folder of the run.
+        jobs: how many methods train side by side, each in a process of its own; 1: one after
+            another in this process; 0: one a core for `tiny` on a CPU, else one.
+        watch: called with the name of a piece of work, its share done, and what is being done.
 
     Returns:
-        What report.json holds; `methods` is the table, a row each.
+        The contents of report.json; `methods` is the table, one entry a row.
 
     Raises:
         UserError: something of the configuration, the data or the folder cannot be used.
@@ -99,7 +100,7 @@ def evaluate_row(
 
 
 def write_reports(ws: Workspace) -> dict[str, Any]:
-    """Writes report.json, .md and .html from what the run holds, and returns the first."""
+    """Writes report.json, .md and .html from the run's files; returns what report.json holds."""
     report = write_report(ws)
     views = write_views(ws)
     followed = views["losses_of"] if ws.log(views["losses_of"]).exists() else None

@@ -1,6 +1,6 @@
-"""The stages of a run after its data. Each reads what the one before it wrote, and writes files.
+"""The stages of a run after its data. Each reads the files of the stage before and writes its own.
 
-A stage whose result is there does nothing: a run that was stopped goes on where it was.
+A stage whose result is there does nothing, so a run that was stopped goes on where it was.
 """
 
 import random
@@ -66,9 +66,10 @@ def open_student(ws: Workspace, name: str = "") -> Student:
 
 
 def recipe_of(ws: Workspace, method: Method) -> Recipe:
-    """Returns what a row trains.
+    """Returns the recipe of a row.
 
-    Going on from a parent it has half the learning rate: the student has converged once.
+    A row that goes on from a parent has half the learning rate, because the student has converged
+    once.
     """
     c = ws.config.train
     shared = {name: getattr(c, name) for name in TrainingOptions.__dataclass_fields__}
@@ -99,7 +100,7 @@ def _budget(ws: Workspace) -> int:
 
 
 def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
-    """Returns the recipe of training on from the parent, for some rounds' worth of budget."""
+    """Returns the recipe of training on from the parent, with the budget of some rounds."""
     recipe = recipe_of(ws, method)
     budget = recipe.budget * ws.config.skip.budget_share * rounds
     return replace(recipe, budget=max(1, round(budget)))
@@ -120,7 +121,7 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
 
 
 def _matched_student(ws: Workspace, method: Method) -> str | None:
-    """Returns the student whose number of skips a control takes over."""
+    """Returns the student whose number of skips a control copies."""
     return best_round(ws, METHODS[method.matches]) if method.matches else None
 
 
@@ -139,11 +140,11 @@ def train_on(
 
     Args:
         ws: the run.
-        name: of the new student; its skips are there.
-        method: the row that it is for.
+        name: the new student; its skips are decided.
+        method: the row that it belongs to.
         start: the student to go on from.
-        rounds: how many rounds' worth of budget.
-        progress: is told how far it is.
+        rounds: the budget, in rounds.
+        progress: called with the share done and what is being done.
     """
     if ws.trained(name):
         return
@@ -210,12 +211,13 @@ def skip_units(
 
     Args:
         ws: the run.
-        name: of the student that will be trained on them.
+        name: the student that will be trained on them.
         method: the row, which says who decides.
         judge: the student that decides, where one does.
-        like: the student whose skips are gone on from (a judge) or matched (random).
-        ratify: the student confirms or takes back what was decided in the round before.
-        progress: is told how far it is.
+        like: the student whose skips a judge starts from, or whose number of skips a control
+            copies.
+        ratify: whether the student decides again what was decided in the round before.
+        progress: called with the share done and what is being done.
     """
     if ws.skips(name).exists():
         return
@@ -281,7 +283,7 @@ def evaluate_student(
 
 
 def measure_latency(ws: Workspace, name: str) -> None:
-    """Writes latency/<name>.json: the median wall time of one answer alone; run it alone too."""
+    """Writes latency/<name>.json, the median wall time of one answer; run nothing beside it."""
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
@@ -292,7 +294,7 @@ def measure_latency(ws: Workspace, name: str) -> None:
 
 
 def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, Any]:
-    """Writes diagnostics/<name>.json, what the student's gradients and loss look like; returns it.
+    """Writes diagnostics/<name>.json, figures of the student's gradients and loss; returns them.
 
     Held-out examples are validation questions under average chunking.
     """

@@ -1,4 +1,4 @@
-"""A sweep: tasks x seeds x methods, every (task, seed) a run of its own; means and differences."""
+"""A sweep: tasks x seeds x methods, one run for every (task, seed); means and differences."""
 
 import json
 import platform
@@ -49,17 +49,17 @@ def sweep(
     jobs: int = 0,
     watch: Watch = lambda name, share, text: None,
 ) -> dict[str, Any]:
-    """Runs what is missing of a sweep, writes sweep.json and sweep.md, and returns the former.
+    """Runs what is missing of a sweep; writes sweep.json, which it returns, and sweep.md.
 
     Every (task, seed) is a run of its own in out/<task>-<seed>, which goes on where it stopped.
 
     Args:
-        config: of all runs, but for task and seed.
+        config: the configuration of all runs, except task and seed.
         tasks: keys of TASKS.
-        seeds: of data, training and controls.
-        out: folder.
-        jobs: runs side by side, each on its share of the cores; 0 for one a core.
-        watch: is told how far each run is.
+        seeds: each decides the data, the order of training and the random controls of a run.
+        out: folder of the sweep.
+        jobs: how many runs go side by side, each on its share of the cores; 0: one a core.
+        watch: called with the name of a run, its share done, and what is being done.
 
     Raises:
         UserError: a folder holds another run, or the configuration has a data file.

@@ -1,4 +1,4 @@
-"""Examples as people look at them: what each unit costs a student, what was skipped and why."""
+"""Examples unit by unit, for people: what each unit costs a student, what was skipped and why."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ SHOWN = 60  # examples of the report
 
 
 def decided_rounds(ws: Workspace) -> list[str]:
-    """Returns the rounds of STT whose decisions count: up to the chosen one, or all so far."""
+    """Returns the rounds of STT up to the chosen one; while none is chosen, all rounds so far."""
     if ws.method("STT").exists():
         rounds = lineage(METHODS["STT"], ws.config, ws.student_of("STT"))[1:]
     else:
@@ -25,9 +25,9 @@ def decided_rounds(ws: Workspace) -> list[str]:
 
 
 def write_views(ws: Workspace) -> dict[str, Any]:
-    """Writes views.json, the first training examples unit by unit; returns what it holds.
+    """Writes views.json, the first training examples unit by unit; returns its contents.
 
-    They are made again where another student or another round is to be shown.
+    The views are made again when another student or another round is to be shown.
     """
     losses_of = ws.config.train.parent if ws.trained(ws.config.train.parent) else ""
     rounds = decided_rounds(ws)
@@ -48,8 +48,8 @@ def view_examples(ws: Workspace, indices: Sequence[int], losses_of: str = "") ->
 
     Args:
         ws: the run.
-        indices: of the training examples.
-        losses_of: the student whose losses they show, by default the given one.
+        indices: which training examples.
+        losses_of: the student whose losses are shown, by default the given one.
 
     Raises:
         UserError: no such example, or no such student.

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whether a configuration belongs to it."""
+"""The folder of a run: the path of every file, and whether a configuration belongs to it."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from cwt.data.example import Example, load_examples
 from cwt.errors import UserError
 from cwt.files import read_json, read_lines
 
-# Options that choose among results of a run, or how it is computed, without changing any of them.
+# Options that choose which results there are, or how they are computed, but change none.
 _MAY_CHANGE = {"methods", "cpu", "train.checkpoint_seconds", "eval.latency_questions"}
 
-# What a stage has written when its options are fixed; all others are fixed by the data.
+# The options of a stage are fixed once it has written these files; all others, once there is data.
 _FIXED_BY = {
     "chunk": "chunks/chunks.json",
     "train": "students/*/*",
@@ -57,7 +57,7 @@ class Workspace:
 
     @property
     def data_record(self) -> Path:
-        """What was read and left out."""
+        """The file that counts what was read and left out."""
         return self.out / "data" / "data.json"
 
     def chunks(self, method: str) -> Path:
@@ -66,7 +66,7 @@ class Workspace:
 
     @property
     def chunks_record(self) -> Path:
-        """The costs of the chunkings."""
+        """The file of the costs of all chunkings."""
         return self.out / "chunks" / "chunks.json"
 
     def student(self, name: str) -> Path:
@@ -142,7 +142,7 @@ class Workspace:
         return [e.keeping(frozenset(units)) for e, units in zip(examples, kept, strict=True)]
 
     def trained(self, name: str) -> bool:
-        """Returns whether a student is there, whole."""
+        """Returns whether a student is completely trained."""
         return (self.student(name) / "train.json").exists()
 
     def student_of(self, method: str) -> str:
@@ -151,7 +151,7 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out of the folder, and keeps the configuration in it up to date.
+        """Locks the folder against other processes, and brings its configuration up to date.
 
         Raises:
             UserError: another process works on the folder.

@@ -10,11 +10,11 @@ class UnitView:
     """One unit: what it says, what it costs, and the decision on it.
 
     Attributes:
-        text: of the unit.
+        text: its text.
         role: what it is, for generated examples.
-        chunk: its index.
-        tokens: how many it has.
-        nll: its summed negative log-likelihood given all before it, in nats.
+        chunk: index of its chunk.
+        tokens: its number of tokens.
+        nll: its summed negative log-likelihood (NLL), given all units before it, in nats.
         kept: whether it stays in training.
         decision: the last decision on it with its evidence; None where none was made.
     """
@@ -33,7 +33,7 @@ class UnitView:
         return self.nll / self.tokens
 
     def reason(self) -> str:
-        """Returns why the unit stays or goes, in a line; empty where nothing was decided."""
+        """Returns why the unit was kept or skipped, in a line; empty where nothing was decided."""
         if self.decision is None:
             return ""
         flips, skipped = self.decision["flipped"], self.decision["skipped"]

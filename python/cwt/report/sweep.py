@@ -1,4 +1,4 @@
-"""The tables of a sweep: a row a method, a row a difference, for every task."""
+"""The tables of a sweep: for every task one row a method, and one row a difference."""
 
 import textwrap
 from typing import Any
@@ -9,11 +9,11 @@ ROLES = ("core", "spare", "restate", "filler")  # of generated units, in the ord
 
 
 def as_markdown(found: dict[str, Any], command: str) -> str:
-    """Returns a sweep as a page of tables, led by the command that makes it again.
+    """Returns a sweep as a Markdown page that begins with the command that makes it again.
 
     Args:
-        found: what sweep.json holds.
-        command: that makes it again.
+        found: the contents of sweep.json.
+        command: the command line that makes the sweep again.
     """
     c, seeds = found["config"], ", ".join(map(str, found["seeds"]))
     train, data, machine = c["train"], c["data"], found["machine"]

@@ -1,8 +1,8 @@
 """Skipping: which units can a student do without?
 
-criterion  what a judge asks, as data; a decision with its evidence
-scoring    what a student says of every token of the units that stay
-judge      `forward` and `literal`: decides from what follows a unit
+criterion  when a unit may be left out, as data; a decision with its evidence
+scoring    the probability that a student gives to every token of the units that stay
+judge      `forward` and `literal`: decide from what follows a unit
 ratify     a student trained on the judge's decisions confirms them or takes them back
-controls   oracle and random skips, and what share of units is left out
+controls   oracle and random skips, and the share of units that is left out
 """

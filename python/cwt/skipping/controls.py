@@ -1,4 +1,4 @@
-"""Skips that no student decided on, the controls; and how much is left out."""
+"""Control skips, which no student decides, and the share of units that is left out."""
 
 import random
 from collections import Counter
@@ -11,7 +11,7 @@ _NEEDED = (CORE, ANSWER)
 
 
 def oracle_skips(examples: Sequence[Example]) -> list[Example]:
-    """Returns generated examples with the first unit, the core steps and the answer alone.
+    """Returns generated examples that keep only the first unit, the core steps and the answer.
 
     Raises:
         ValueError: an example has no roles.
@@ -26,7 +26,7 @@ def oracle_skips(examples: Sequence[Example]) -> list[Example]:
 
 
 def random_skips(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Returns the examples with as many units left out of each as now, drawn at random."""
+    """Returns the examples with the same number of units left out of each, drawn at random."""
     rng = random.Random(f"random-skips-{seed}")
     drawn = []
     for e in examples:

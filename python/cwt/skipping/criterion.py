@@ -1,4 +1,4 @@
-"""What a judge asks before it lets a unit go, and the decision that it comes to."""
+"""When a unit may be left out, as data, and the decision on one unit with its evidence."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,27 +13,27 @@ Granularity = Literal["unit", "chunk"]
 class SkipCriterion:
     """When a unit may be left out.
 
-    A reference pass over the units that stay tells which later tokens the student is sure of: they
-    are its first choice (the arg-max) with a probability of at least min_probability. A unit is
-    left out if none of those tokens is upset without it, and the answer stays as likely.
+    A reference pass over the units that stay finds the later tokens that the student is sure of:
+    its first choice (the arg-max), with a probability of at least min_probability. A unit is left
+    out if without it each of those tokens is still predicted, and the answer is still likely.
 
     Attributes:
         judge: forward asks about every later token that the student is sure of. literal asks only
             whether the answer survives with all other units in place; later units repeat the
             result, so it deletes steps that are needed.
-        min_probability: least probability, in the reference pass, of a token that a skip must not
-            upset.
-        check_unit_starts: the first token of a unit counts too. It mostly says which sentence comes
-            next, so by default it does not.
-        min_probability_after: a token is upset when it stops being the first choice, or when its
-            probability falls below this; 0 asks for the first choice alone.
+        min_probability: the student is sure of a token from this probability on, in the reference
+            pass.
+        check_unit_starts: count the first token of each unit too. It mostly says which sentence
+            comes next, so by default it does not count.
+        min_probability_after: a token is no longer predicted if it is not the first choice, or if
+            its probability is below this; 0 asks only for the first choice.
         max_answer_nll_rise: keep the unit if leaving it out raises the answer's negative
             log-likelihood (NLL) by more than this, in nats.
-        cumulative: judge left to right, with the units already left out gone; otherwise each with
-            all others in place.
-        granularity: what is left out as one: a unit, or a chunk with all its units.
-        lookahead_tokens: of ratified rounds: at most so many opening tokens of a unit are compared
-            with those of the next one.
+        cumulative: judge units from left to right, without those already left out; otherwise
+            judge each with all others in place.
+        granularity: what is decided as one: a unit, or a chunk with all its units.
+        lookahead_tokens: in ratified rounds, how many opening tokens of a unit are compared with
+            those of the next unit, at most.
     """
 
     judge: JudgeName = "forward"
@@ -66,11 +66,11 @@ class Decision:
         unit: its index in the example.
         text: of the unit.
         skipped: whether it was left out.
-        flipped: the later tokens that were upset: text, unit, and the probability with and without
-            the unit; none where the decision was ratified.
+        flipped: the later tokens that are no longer predicted without the unit: text, unit, and
+            the probability with and without it; empty in ratified rounds.
         answer_rise: how much the NLL of the answer's value rises without the unit, in nats.
-        write_nll: where it was ratified, the NLL of the unit's opening at its place, in nats.
-        pass_nll: the same of the opening of the unit that follows it.
+        write_nll: in ratified rounds, the NLL of the unit's opening at its place, in nats.
+        pass_nll: in ratified rounds, the NLL of the next unit's opening at that place, in nats.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The judges `forward` and `literal`: may a unit go, given all that follows it?"""
+"""The judges `forward` and `literal`: may a unit be left out, given what follows it?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,11 +30,11 @@ def find_skips(
     Units that earlier rounds left out stay out.
 
     Args:
-        student: that judges.
-        examples: with the units that earlier rounds left.
-        criterion: what is asked.
-        batch_size: rows of one pass.
-        progress: is told the share done.
+        student: the student that judges.
+        examples: with the units that earlier rounds kept.
+        criterion: when a unit may be left out.
+        batch_size: rows of one forward pass.
+        progress: called with the share done and what is being done.
 
     Returns:
         The examples with their kept_units, and a decision for every middle unit that was there.
@@ -82,10 +82,10 @@ def find_skips(
 
 
 def _checked(criterion: SkipCriterion, reference: TokenScores, value: Places) -> set[Place]:
-    """Returns the tokens that a skip must not upset.
+    """Returns the tokens that must still be predicted after a skip.
 
-    For `literal` those are the answer's, however likely; an answer that is wrong to begin with
-    leaves none, and then all units stay.
+    For `literal` they are the answer's, at any probability. If the student does not predict the
+    answer in the reference pass there are none, and all units stay.
     """
     if criterion.judge == "literal":
         return set(value) if all(reference[place][0] for place in value) else set()
@@ -105,7 +105,7 @@ def _upset(
     scores: TokenScores,
     after: int,
 ) -> dict[Place, dict[str, Any]]:
-    """Returns the checked tokens after a unit that are upset, with their probabilities."""
+    """Returns the checked tokens after a unit that are no longer predicted, with evidence."""
     return {
         (u, p): {
             "p_with": round(reference[u, p][1], 4),

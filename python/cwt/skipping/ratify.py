@@ -1,4 +1,4 @@
-"""Ratified rounds: the student that was trained on a judge's decisions confirms them or not."""
+"""Ratified rounds: the student that a judge's decisions trained decides every unit again."""
 
 from collections.abc import Sequence
 
@@ -34,11 +34,11 @@ def ratify_skips(
     number of tokens of both units is compared, starting where they first differ.
 
     Args:
-        student: that was trained on the units kept in `examples`.
+        student: was trained on the units kept in `examples`.
         examples: with the units that the judge kept.
-        criterion: max_answer_nll_rise, granularity and lookahead_tokens of it are used.
-        batch_size: rows of one pass.
-        progress: is told the share done.
+        criterion: only max_answer_nll_rise, granularity and lookahead_tokens are used.
+        batch_size: rows of one forward pass.
+        progress: called with the share done and what is being done.
 
     Returns:
         The examples with their kept_units, and a decision for every middle unit.
@@ -67,7 +67,7 @@ def ratify_skips(
 
 
 def _toggled(tokenized: TokenizedExample, part: frozenset[int]) -> TokenizedExample:
-    """Returns the example without a part that is there, or with one that is not."""
+    """Returns the example without a part if it has it, else with it."""
     kept = tokenized.example.kept
     return tokenized.keeping(kept - part if kept & part else kept | part)
 
@@ -91,7 +91,7 @@ def _decide(
 def _openings(
     criterion: SkipCriterion, tokenized: TokenizedExample, a: int, b: int
 ) -> tuple[Places, Places]:
-    """Returns equally many of the first tokens of two units, from where they differ."""
+    """Returns the opening tokens of two units: equally many, from where they first differ."""
     pairs = list(zip(tokenized.units[a], tokenized.units[b], strict=False))
     start = next((p for p, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1)
     window = range(start, min(start + criterion.lookahead_tokens, len(pairs)))

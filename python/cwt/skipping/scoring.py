@@ -1,4 +1,4 @@
-"""What a student says of every token of the units that stay, in batched passes."""
+"""The probability that a student gives to every token of the units that stay, in batches."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ TokenScores = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
 def score_tokens(
     student: Student, examples: Sequence[TokenizedExample], batch_size: int
 ) -> list[TokenScores]:
-    """Returns for each example what the student says of every token of the units that stay."""
+    """Returns for each example and token that stays: is it the arg-max, and its probability."""
     results: list[TokenScores] = [{} for _ in examples]
     rows = [whole_sequence(x) for x in examples]
     for part, batch, logits in iterate_logits(student, rows, batch_size):
@@ -39,7 +39,7 @@ def nll(scores: TokenScores, places: Places) -> float:
 
 
 def answer_value(student: Student, tokenized: TokenizedExample) -> Places:
-    """Returns where the answer stands in the last unit: after its marker, before the end."""
+    """Returns the places of the answer's value: in the last unit, after "The answer is"."""
     unit, last = tokenized.units[-1], len(tokenized.units) - 1
     text = student.text(unit)
     marker = re.search(r"answer (?:is|should be)\b:?", text, re.IGNORECASE)

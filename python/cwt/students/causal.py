@@ -106,10 +106,10 @@ class CausalStudent:
 def logits_only_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
     """Inside this context the model computes logits only at the selected positions, (1, n, V).
 
-    What a model does to its logits (a softcap, a scale) stays the model's own work.
+    Whatever the model does to its logits afterwards (a softcap, a scale) still happens.
 
     Args:
-        model: any with output embeddings.
+        model: any model with output embeddings.
         positions: (B, T) bool, n of them set.
     """
     head = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Loads the student: `tiny` (ships with the package), a Hugging Face folder, or a hub name."""
+"""Loads students: `tiny` (ships with the package), Hugging Face and GGUF folders, hub names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ TINY = Path(__file__).parent / "tiny"
 
 
 def quiet_libraries() -> None:
-    """Turns off the progress bars and notices that loading small files does not need."""
+    """Turns off the progress bars and notices of transformers."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -113,7 +113,7 @@ def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
 
 
 def _without_origin(model: Any) -> Any:
-    """Returns a model from GGUF as one that save_pretrained accepts: it forgets its origin."""
+    """Returns a model that was loaded from GGUF as a plain one, which save_pretrained accepts."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     fresh = AutoModelForCausalLM.from_config(model.config)

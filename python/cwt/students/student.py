@@ -1,4 +1,4 @@
-"""What a student is: the one protocol that training, judging and evaluation know."""
+"""The `Student` protocol, which training, judging and evaluation use, and batched passes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class Student(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
 
     def to(self, device: torch.device) -> "Student":
         """Moves the model to a device and returns the student."""
@@ -45,8 +45,8 @@ class Student(Protocol):
         """Returns the logits of the n tokens that bear loss, (n, V), row by row.
 
         Args:
-            batch: of one pass.
-            model: called in place of the student's own, such as its wrapper of accelerate.
+            batch: the rows of one pass.
+            model: called instead of the student's own model, such as accelerate's wrapper of it.
         """
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
@@ -56,7 +56,7 @@ class Student(Protocol):
         """Returns the greedy continuation of each prompt, with its end-of-sequence token."""
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Returns whether a continuation ended by itself."""
+        """Returns whether a continuation ends with the end-of-sequence token."""
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `load_student` opens."""
@@ -65,12 +65,12 @@ class Student(Protocol):
 def iterate_batches(
     student: Student, sequences: Sequence[TokenSequence], batch_size: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yields (indices of some sequences, their batch), the shortest first, for a student at rest.
+    """Yields (indices of some sequences, their batch), the shortest first.
 
     Args:
-        student: put into evaluation mode.
-        sequences: rows of the passes.
-        batch_size: rows of one pass.
+        student: is put into evaluation mode.
+        sequences: the rows.
+        batch_size: rows of one forward pass.
     """
     student.model.eval()
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))

@@ -1,4 +1,4 @@
-"""From examples to the rows of a batch: every token knows its unit and its chunk."""
+"""Turns examples into the rows of a batch, in which every token has its chunk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -105,15 +105,15 @@ def build_sequence(
     answer_only: bool = False,
     max_length: int = 0,
 ) -> TokenSequence | None:
-    """Returns one row of the units that stay; None where its target is longer than max_length.
+    """Returns one row of the units that stay; None if its target is longer than max_length.
 
     Args:
         tokenized: the example.
         chunk: train on this chunk with everything before it as context and nothing after it;
             None trains on the whole rationale.
-        answer_only: leave the whole rationale out but for the answer.
-        max_length: in tokens, 0 for no limit; a longer context is cut at its left end, the
-            target never is.
+        answer_only: leave out the whole rationale but the answer.
+        max_length: tokens of the row, at most; 0: no limit. A longer row loses tokens from the
+            left end of its context, never from its target.
     """
     example = tokenized.example
     ids, chunks = list(tokenized.prompt), [-1] * len(tokenized.prompt)

@@ -1,4 +1,4 @@
-"""Training: how a rationale is chunked, what a step trains on, and the loop itself.
+"""Training: how a rationale is chunked, what a step trains on, and the training loop.
 
 recipe    what one training run does, as data
 chunking  groups units into chunks: average chunking, dynamic programming, search-based chunking

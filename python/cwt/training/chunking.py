@@ -1,8 +1,8 @@
 """Groups the units of a rationale into chunks.
 
-Average chunking (AC) divides evenly, dynamic programming (DP) finds the most coherent chunks,
-search-based chunking (SBC) moves one boundary at a time, and `sbc-exact`
-finds the optimum of its objective.
+Average chunking (AC) divides evenly. Dynamic programming (DP) finds the most coherent chunks.
+Search-based chunking (SBC) moves one boundary at a time; `sbc-exact` finds the optimum of its
+objective.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def search_chunks(costs: np.ndarray, start: Sequence[int], budget: int = 1000) -
     Args:
         costs: (n + 1, n + 1) float64; costs[i, j] is the cost of the chunk of units i .. j-1.
         start: boundaries 0 = b_0 < ... < b_M = n.
-        budget: moves tried at the most.
+        budget: number of moves tried, at most.
     """
     cuts, tried, moved = list(start), 0, True
     while moved and tried < budget:
@@ -85,9 +85,9 @@ def chunk(
     """Returns the examples, each divided into chunks; the answer is always the last one.
 
     Args:
-        student: whose states (dp) or negative log-likelihood (sbc) decide.
-        examples: with their units.
-        options: which method, and how many chunks.
+        student: its hidden states (dp) or its negative log-likelihood (sbc) decide.
+        examples: examples with their units.
+        options: the method and the number of chunks.
 
     Example:
         >>> import cwt
@@ -103,7 +103,7 @@ def chunk(
 def unit_nll(
     student: Student, examples: Sequence[TokenizedExample], batch_size: int
 ) -> list[np.ndarray]:
-    """Returns for each example the summed NLL of every unit given the question and all before."""
+    """Returns for each example every unit's summed NLL, given the question and the units before."""
     width = max(len(x.units) for x in examples)
     results: dict[int, np.ndarray] = {}
     rows = [whole_sequence(x.unit_is_chunk()) for x in examples]
@@ -173,12 +173,12 @@ def text_embeddings(name: str, texts: Sequence[Sequence[str]], batch_size: int) 
 
 
 class Segmenter:
-    """Divides examples into chunks; what several methods need is computed once.
+    """Divides examples into chunks by any method; computes only once what several methods need.
 
     The answer is always the last chunk; the units before it are divided into `options.count`.
 
     Args:
-        student: whose embeddings (dp) or NLL (sbc) decide.
+        student: its embeddings (dp) or its NLL (sbc) decide.
         examples: their own boundaries and kept units are not used.
         options: number of chunks, objective, embeddings.
         batch_size: of the student's passes.
@@ -237,7 +237,7 @@ class Segmenter:
         return [cuts.get(i, [0]) for i in range(len(self.examples))]
 
     def total_cost(self, cuts: Sequence[Sequence[int]]) -> float:
-        """Returns the mean over the examples of what their chunks before the answer cost."""
+        """Returns the summed cost of the chunks before the answer, as a mean over the examples."""
         totals = [
             sum(costs[a, b] for a, b in itertools.pairwise(c[:-1]))
             for costs, c in zip(self.costs, cuts, strict=True)

@@ -1,4 +1,4 @@
-"""The training loop of every method: draw, loss of the step, update; stops and resumes exactly."""
+"""The training loop of every method: draws samples, computes the loss, updates, resumes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of ea
 
 @dataclass
 class Spent:
-    """What a run has used so far, over all processes.
+    """What a training run has used so far, over all processes.
 
     Attributes:
         optimizer_steps: updates of the weights.
@@ -53,17 +53,17 @@ def train(
 ) -> Spent:
     """Trains a student in place, writes it to `out`, and returns what that took.
 
-    `out` becomes a standard Hugging Face folder with train.json (recipe and budget spent, written
-    last: its presence says that the run is complete) and train_log.jsonl, which grows as the run
-    goes on. A run that was stopped goes on from its last checkpoint in `out` and ends with the same
-    weights, bit for bit on a CPU.
+    `out` becomes a standard Hugging Face folder with train.json and train_log.jsonl. train.json has
+    the recipe and the budget spent; it is written last, so its presence says that the run is
+    complete. train_log.jsonl grows as the run goes on. A run that was stopped resumes from its last
+    checkpoint in `out` and ends with the same weights, bit for bit on a CPU.
 
     Args:
-        student: what is trained.
+        student: the student to train.
         examples: with their chunks and the units that stay.
-        recipe: what to do.
-        out: folder of this run.
-        progress: is told the share of the budget spent, and the loss.
+        recipe: how to train.
+        out: folder of this training run.
+        progress: called with the share of the budget spent, and the loss.
         cpu: stay on the CPU even where there is a GPU.
 
     Raises:
@@ -103,7 +103,7 @@ def train(
 
 
 class _Run:
-    """A training run in progress; what a checkpoint must hold is its state."""
+    """A training run in progress; its state is part of a checkpoint."""
 
     def __init__(
         self, accelerator: Accelerator, student: Student, sampler: Sampler, recipe: Recipe
@@ -141,7 +141,7 @@ class _Run:
                 self.log.close()
 
     def go_on(self, out: Path, progress: Progress) -> None:
-        """Steps until the budget is spent, from the last checkpoint on."""
+        """Trains from the last checkpoint until the budget is spent."""
         load_checkpoint(self.accelerator, out, self.recipe)
         if self.log:
             self.log.begin(after=self.spent.optimizer_steps)
@@ -163,7 +163,7 @@ class _Run:
                 mark = saved = time.perf_counter()
 
     def agreed(self, wanted: bool) -> bool:
-        """Returns what the first process wants: clocks differ between processes."""
+        """Returns what the first process wants, because clocks differ between processes."""
         if self.accelerator.num_processes == 1:
             return wanted
         return bool(broadcast_object_list([wanted])[0])
@@ -177,7 +177,7 @@ class _Run:
             group["lr"] = self.recipe.learning_rate * factor
 
     def step(self) -> dict[str, Any]:
-        """One optimizer step: the summed loss over its loss tokens, divided once by their count."""
+        """Takes one step; the loss is the sum over its loss tokens, divided once by their count."""
         samples = self.sampler.draw()
         count = sum(s.loss_tokens for s in samples)
         processes = self.accelerator.num_processes
@@ -210,7 +210,7 @@ class _Run:
     def loss(
         self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
     ) -> cwt_ext.ChunkLoss:
-        """The summed loss of some samples over `count`, with the statistics of every chunk."""
+        """Returns the summed loss of some samples over `count`, with statistics per chunk."""
         batch = self.student.collate(samples)
         labels, chunk_ids = batch.targets
         return cwt_ext.chunk_loss(

@@ -1,4 +1,4 @@
-"""What one training run does, as data: its target, its schedule, its budget."""
+"""What one training run does, as data: its target, its schedule and its budget."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,9 +21,10 @@ class ChunkOptions:
             (search-based chunking: moves one boundary at a time) or sbc-exact (the optimum of its
             objective).
         count: chunks before the answer, which is always a chunk of its own.
-        objective: of sbc: the student's negative log-likelihood (NLL) per token of a chunk (mean),
-            or summed (sum).
-        embeddings: of dp: student, tfidf, or the folder of a sentence-transformers model.
+        objective: what sbc minimises, summed over the chunks: the student's negative
+            log-likelihood (NLL) per token of a chunk (mean), or of the whole chunk (sum).
+        embeddings: what dp compares: the hidden states of the student, tfidf, or the folder of a
+            sentence-transformers model.
     """
 
     method: ChunkMethod = "ac"
@@ -41,18 +42,19 @@ class TrainingOptions:
     """What all training runs of a table share.
 
     Attributes:
-        budget_unit: in what a budget counts: loss-bearing tokens, all processed tokens, or
-            optimizer steps.
-        schedule: of chunk-wise training. shuffled mixes all (example, chunk) pairs; in by-index
-            all samples of a step share one chunk index; in curriculum epoch e trains chunk e mod M;
-            adaptive draws each chunk index in proportion to the gradient norm per token that it
-            has shown lately (moving average over steps, at least a tenth of the greatest).
-        micro_batch_size: samples of one forward pass, 0 for all of a step at once.
+        budget_unit: what a budget counts: loss-bearing tokens, all processed tokens, or optimizer
+            steps.
+        schedule: the order of chunks in chunk-wise training. shuffled mixes all (example, chunk)
+            pairs; in by-index all samples of a step share one chunk index; in curriculum, epoch e
+            trains chunk e mod M (of M); adaptive draws each chunk index in proportion to its recent
+            gradient norm per token (moving average over steps, at least a tenth of the greatest).
+        micro_batch_size: samples of one forward pass; 0: all samples of a step at once.
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak.
-        weight_decay: of AdamW.
-        max_length: tokens of a training row, 0 for no limit; its context is cut from the left.
-        checkpoint_seconds: time between two checkpoints to resume from.
+        weight_decay: AdamW's weight decay.
+        max_length: tokens of a training row, at most; 0: no limit. A longer row loses context from
+            the left.
+        checkpoint_seconds: seconds between two checkpoints.
     """
 
     budget_unit: BudgetUnit = "loss_tokens"
@@ -71,7 +73,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(TrainingOptions):
-    """One training run, whole: the same recipe and data give the same student.
+    """Everything that decides one training run: the same recipe and data give the same student.
 
     Attributes:
         target: what carries the loss of a sample: the `answer` alone, the whole `rationale`, or one

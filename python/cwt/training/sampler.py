@@ -1,4 +1,4 @@
-"""Draws the samples of each step; its state is part of a checkpoint."""
+"""Draws the samples of each optimizer step; its state is part of a checkpoint."""
 
 import random
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from cwt.training.recipe import Recipe
 
 
 class Sampler:
-    """Draws samples for a recipe, epoch after epoch, in an order that the seed decides.
+    """Draws the samples of a recipe, epoch after epoch, in an order that the seed decides.
 
     Args:
         examples: in tokens, with their chunks and the units that stay.
-        recipe: says what a sample is.
+        recipe: decides what a sample is.
 
     Raises:
         ValueError: no examples.
@@ -42,13 +42,13 @@ class Sampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from where a sampler of the same recipe was."""
+        """Continues from the state of a sampler of the same recipe."""
         self.random.setstate(state["random"])
         self.queue, self.epoch = list(state["queue"]), state["epoch"]
         self.pull, self.dropped = list(state["pull"]), state["dropped"]
 
     def observe(self, tokens: Sequence[float], grad_norm_sum: Sequence[float]) -> None:
-        """Takes in what the last step saw of each chunk index; `adaptive` draws by it.
+        """Records the gradients of each chunk index in the last step; `adaptive` draws by them.
 
         Args:
             tokens: (C,) loss-bearing tokens.
@@ -123,7 +123,7 @@ class Sampler:
 
 
 def _chunk_with_units(tokenized: TokenizedExample, chunk: int) -> int:
-    """Returns the first chunk from `chunk` on of which a unit is left; the answer always is."""
+    """Returns the first chunk, from `chunk` on, that has a unit left; the answer always has."""
     example = tokenized.example
     of_unit = example.chunk_of_units()
     left = {of_unit[u] for u in example.kept}
