@@ -17,7 +17,7 @@ demo: .venv/app
 
 test: .venv/test
 	$(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/test
 	$(BIN)/ruff check .

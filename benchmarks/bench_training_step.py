@@ -35,7 +35,7 @@ import cwt_ext
 FEATURE = cases.TRAINING_STEP
 C = cases.CHUNKS
 ACTIVE = 3
-TINY = Path(__file__).resolve().parents[1] / "python/cwt/assets/tiny"
+TINY = Path(__file__).resolve().parents[1] / "python/cwt/students/tiny"
 WIDTH, LAYERS, HEADS = 256, 4, 4
 
 

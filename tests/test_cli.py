@@ -77,10 +77,15 @@ def test_bad_data_files_leave_nothing_behind(capsys, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans\n')
     line = fails(capsys, "run", "--data", broken, "--out", out)
+    assert f"{broken}: not one usable row of 2 (1 rationale of one unit, 1 not JSON)" in line
+    broken.write_text(
+        '{"question": "a", "rationale": "So it is 1.", "answer": "1"}\n{"question": "b", "ans\n'
+    )
+    line = fails(capsys, "run", "--data", broken, "--out", out, "--strict")
     assert f"{broken}, line 2: not JSON: Unterminated string" in line
     mute = tmp_path / "mute.json"
     mute.write_text(json.dumps([{"instruction": "a", "output": "no idea"}]))
-    assert "not one usable row (1 no answer)" in fails(capsys, "run", "--data", mute, "--out", out)
+    assert "not one usable row of 1 (1 no answer)" in fails(capsys, "run", "--data", mute, "--out", out)
     assert not (out / "data").exists()
 
 

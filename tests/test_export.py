@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import warnings
 from pathlib import Path
@@ -199,6 +200,19 @@ def test_rows_in_tokens_are_those_of_build_sequence():
 # --- a run, its file, and TRL -------------------------------------------------------------------
 
 SIZES = ["--data.train-size", "8", "--data.validation-size", "4", "--data.test-size", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _its_own_accelerator():
+    """TRL's trainer leaves its precision in accelerate's shared state: what follows starts anew."""
+    from accelerate.state import AcceleratorState
+
+    before = dict(os.environ)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in set(os.environ) - set(before):
+        if name.startswith("ACCELERATE_"):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from cwt.config import (
 from cwt.data.export import Format, What
 from cwt.errors import UserError
 from cwt.progress import Bars
+from cwt.teaching.config import TeachConfig
 from cwt.training.recipe import ChunkOptions
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
 
   run      everything: data, chunks, training, skip search, evaluation, table
   data     make or import the examples
+  teach    ask a teacher model for rationales of a question file
   chunk    group their units into chunks: evenly, by coherence, or by the student's loss
   train    train one method (--method CWT)
   skip     decide which units a student can do without, for one round
@@ -83,6 +85,7 @@ class Command:
     """
 
     begins: ClassVar[bool] = False  # whether it may begin a run in a new folder
+    stands_alone: ClassVar[bool] = False  # needs no run
     sections: ClassVar[tuple[str, ...]] = ()  # the configuration that it has flags for
 
     out: Path = Path("runs/default")
@@ -190,6 +193,44 @@ class Data(Begins):
         )
         if self.show:
             _print(show_data(ws, self.show))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(Command):
+    """Asks a teacher model for rationales of a question file, and keeps those that are right.
+
+    The file of right rationales, rationales.jsonl in --out, is what `cwt run --data` takes.
+
+    Attributes:
+        out: folder of the rationales, the journal and the running total.
+        options: what is asked, of whom, and at what price.
+    """
+
+    stands_alone: ClassVar[bool] = True
+
+    out: Path = Path("runs/teach")
+    options: Annotated[TeachConfig, tyro.conf.arg(name="")]
+
+    def run(self) -> None:
+        from cwt.students.load import quiet_libraries
+        from cwt.teaching import teach
+
+        quiet_libraries()
+        with Bars() as bars:
+            result = teach(self.options, self.out, bars.one("teach"))
+        totals = result.totals
+        _print(f"{result.rationales}: {result.accepted} right rationales")
+        _print(f"{result.answered} of {result.questions} questions have one")
+        for title, counts in (("completions", totals.verdicts), ("failures", totals.failures)):
+            if counts:
+                _print(f"{title}: " + ", ".join(f"{n} {why}" for why, n in counts.most_common()))
+        _print(
+            f"{totals.paid.all} tokens, money {result.money:.4f} "
+            f"(at most {result.money_lost:.4f} more for answers that were lost), "
+            f"{totals.seconds:.0f} s"
+        )
+        if result.stopped != "finished":
+            raise UserError(f"teach stopped: {result.stopped}; the same command goes on.")
 
 
 @dataclass(frozen=True)
@@ -444,6 +485,7 @@ def _at_least_zero(command: str, jobs: int) -> None:
 COMMANDS: dict[str, type[Command]] = {
     "run": Run,
     "data": Data,
+    "teach": Teach,
     "chunk": Chunk,
     "train": Train,
     "skip": Skip,
@@ -471,6 +513,8 @@ def _parse(name: str, argv: list[str]) -> Command:
     """
     kind = COMMANDS[name]
     wants_help = any(word in ("-h", "--help") for word in argv)
+    if kind.stands_alone:
+        return tyro.cli(kind, args=argv, prog=f"cwt {name}", description=_summary(kind))
     defaults = kind() if wants_help else _defaults(name, kind, argv)
     return tyro.cli(
         kind, args=argv, default=defaults, prog=f"cwt {name}", description=_summary(kind)

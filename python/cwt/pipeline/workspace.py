@@ -1,6 +1,7 @@
 """The folder of a run: the path of every file, and whether a configuration belongs to it."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,9 @@ class Workspace:
         Raises:
             UserError: another process works on the folder.
         """
+        if int(os.environ.get("RANK", "0")):  # of several processes the first one holds the lock
+            yield
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.out / ".lock", timeout=0):
