@@ -85,7 +85,9 @@ def test_bad_data_files_leave_nothing_behind(capsys, tmp_path):
     assert f"{broken}, line 2: not JSON: Unterminated string" in line
     mute = tmp_path / "mute.json"
     mute.write_text(json.dumps([{"instruction": "a", "output": "no idea"}]))
-    assert "not one usable row of 1 (1 no answer)" in fails(capsys, "run", "--data", mute, "--out", out)
+    assert "not one usable row of 1 (1 no answer)" in fails(
+        capsys, "run", "--data", mute, "--out", out
+    )
     assert not (out / "data").exists()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def quiet_libraries() -> None:
     """Turns off the progress bars and notices of transformers."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("accelerate").setLevel(ERROR)  # says of every checkpoint that weights are tied
 
 
 def check_student(name: str) -> tuple[str, dict[str, str]]:

@@ -55,7 +55,7 @@ _BARE_VALUE = re.compile(
     r"(?:[-−+$€£ ]*\d[\d.,/:% ]*|\(?[A-J][.)]?|yes|no|true|false)\.?", re.IGNORECASE
 )
 _SELF_CHECK = re.compile(
-    r"(?:(?:now|also|indeed|definitely|really)\s)?(?:right|correct|incorrect|wrong|valid|verified|"
+    r"(?:(?:now|also|indeed|definitely|really)\s)?(?:right|correct|incorrect|wrong|verified|"
     r"confirmed|reasonable|plausible|consistent|sensible)"
     r"(?:\W*$|[,.;:!]|\s+(?:because|since|as|and|so|now|too|again|with|for|given)\b)",
     re.IGNORECASE,
