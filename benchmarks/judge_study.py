@@ -12,6 +12,7 @@ some sentence before the last, and every such sentence went.
 Decisions lie in OUT, one file a rule; rules that are there already are not run again.
 """
 
+import math
 import re
 import sys
 import time
@@ -21,21 +22,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cwt.data import Example
-from cwt.evaluate import wilson_interval
+from cwt.data.example import Example
+from cwt.evaluation.statistics import wilson_interval
 from cwt.files import read_json, write_json, write_lines, write_text
-from cwt.skip import Keep, Rule, judge_units
-from cwt.stages import load_training, open_student
-from cwt.workspace import Workspace, open_workspace, saved_config
+from cwt.pipeline.methods import round_names
+from cwt.pipeline.stages import open_student
+from cwt.pipeline.workspace import Workspace, open_workspace, saved_config
+from cwt.skipping.criterion import SkipCriterion
+from cwt.skipping.judge import find_skips
 
-FORWARD = Rule()  # without a veto
+FORWARD = SkipCriterion(max_answer_nll_rise=math.inf)  # the answer vetoes nothing
 # name: (which student, what is asked)
 RULES = {
     "forward": ("CWT", FORWARD),
     "as it comes": ("", FORWARD),
-    "floor 0.5": ("CWT", replace(FORWARD, floor=0.5)),
-    "veto 0.5": ("CWT", replace(FORWARD, veto=0.5)),
-    "veto 0.1": ("CWT", replace(FORWARD, veto=0.1)),
+    "floor 0.5": ("CWT", replace(FORWARD, min_probability_after=0.5)),
+    "veto 0.5": ("CWT", replace(FORWARD, max_answer_nll_rise=0.5)),
+    "veto 0.1": ("CWT", replace(FORWARD, max_answer_nll_rise=0.1)),
 }
 BOTH = "both students"
 COLUMNS = ("skipped", "new_number_of_skipped", "new_number_of_kept", "chains", "underived")
@@ -47,29 +50,29 @@ def numbers(text: str) -> set[float]:
     return {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", text)}
 
 
-def decide(ws: Workspace, name: str, out: Path) -> list[Keep]:
-    """Returns which units stay under a rule, deciding it where that was not done yet."""
-    student, rule = RULES[name]
+def decide(ws: Workspace, examples: Sequence[Example], name: str, out: Path) -> list[Example]:
+    """Returns the examples with the units that stay under a rule, decided where that is new."""
+    student, criterion = RULES[name]
     path = out / f"{name.replace(' ', '-')}.json"
     if not path.exists():
-        model, encoder = open_student(
-            ws, str(ws.student(student)) if student else ws.config.student
-        )
         begin = time.perf_counter()
-        keeps, decisions = judge_units(rule, model, encoder, load_training(ws, encoder), None, 8)
+        kept, decisions = find_skips(open_student(ws, student), examples, criterion, batch_size=8)
         write_lines(path.with_suffix(".jsonl"), (asdict(d) for d in decisions))
         seconds = time.perf_counter() - begin
-        write_json(path, {"seconds": seconds, "keeps": [sorted(keep) for keep in keeps]})
+        units = [sorted(e.kept) for e in kept]
+        write_json(path, {"seconds": seconds, "kept_units": units})
         print(f"{name}: {seconds:.0f} s", flush=True)
-    return [frozenset(keep) for keep in read_json(path)["keeps"]]
+    kept_units = read_json(path)["kept_units"]
+    return [e.keeping(frozenset(units)) for e, units in zip(examples, kept_units, strict=True)]
 
 
-def figures(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[str, Any]:
+def figures(examples: Sequence[Example]) -> dict[str, Any]:
     """Returns shares, each with its 95 % interval: of sentences by bootstrap over rationales."""
     rows = []  # of each: middle, gone, gone with a new number, kept with one, chain, (un)derived
-    for example, keep in zip(examples, keeps, strict=True):
+    for example in examples:
+        keep = example.kept
         known = numbers(example.question)
-        units = range(1, len(example.units) - 1)
+        units = example.middle_units
         new = {u for u in units if numbers(example.units[u]) - known}
         gone = {u for u in units if u not in keep}
         chain = any({u, u + 1} <= gone & new for u in units)
@@ -97,12 +100,12 @@ def figures(examples: Sequence[Example], keeps: Sequence[Keep]) -> dict[str, Any
     return found
 
 
-def show(example: Example, keep: Keep) -> list[str]:
+def show(example: Example) -> list[str]:
     """Returns one example as lines of Markdown, struck through where something went."""
     lines = [f"**{example.question.strip()}**", ""]
     for u, unit in enumerate(example.units):
         text = " ".join(unit.split()).replace("*", r"\*")
-        lines.append(f"- {text}" if u in keep else f"- ~~{text}~~")
+        lines.append(f"- {text}" if u in example.kept else f"- ~~{text}~~")
     return [*lines, ""]
 
 
@@ -112,13 +115,15 @@ def main() -> None:
     if config is None:
         raise SystemExit(f"{run}: no run there.")
     ws = open_workspace(config, run)
-    examples = ws.examples("train")
+    examples = ws.training_examples()
     out.mkdir(parents=True, exist_ok=True)
-    keeps = {name: ws.keeps(name) for name in ws.rounds() if ws.skips(name).exists()}
-    if not keeps:
-        keeps = {name: decide(ws, name, out) for name in RULES}
-        keeps[BOTH] = [a | b for a, b in zip(keeps["forward"], keeps["as it comes"], strict=True)]
-    found = {name: figures(examples, kept) for name, kept in keeps.items()}
+    rounds = [n for n in round_names("STT", config.skip.rounds) if ws.skips(n).exists()]
+    decided = {name: ws.with_skips(examples, name) for name in rounds}
+    if not decided:
+        decided = {name: decide(ws, examples, name, out) for name in RULES}
+        pairs = zip(decided["forward"], decided["as it comes"], strict=True)
+        decided[BOTH] = [a.keeping(a.kept | b.kept) for a, b in pairs]
+    found = {name: figures(kept) for name, kept in decided.items()}
     write_json(out / "figures.json", {"rationales": len(examples), "rules": found})
     lines = [
         "| rule | middle sentences left out % | of them with a new number % | of the kept ones % | "
@@ -132,9 +137,8 @@ def main() -> None:
             cells.append(f"{100 * row[key]:.0f} ({100 * low:.0f}-{100 * high:.0f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("")
-    shown = keeps.get("forward") or list(keeps.values())[-1]
-    for i, example in enumerate(examples):
-        lines += [f"{i}.", *show(example, shown[i])]
+    for i, example in enumerate(decided.get("forward") or list(decided.values())[-1]):
+        lines += [f"{i}.", *show(example)]
     write_text(out / "examples.md", "\n".join(lines))
     print("\n".join(lines[: len(found) + 2]))
 

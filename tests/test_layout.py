@@ -25,7 +25,7 @@ ROOMS = {
         "config", "data", "students", "training", "skipping", "evaluation", "report",
     },
 }  # fmt: skip
-ENTRIES = {"__init__", "__main__", "cli"}
+ENTRIES = {"__init__", "__main__", "cli", "commands"}
 
 
 def imported_modules(path):
@@ -114,3 +114,15 @@ def test_functions_are_short(room):
                 text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
                 start = node.body[1].lineno if text and len(node.body) > 1 else first.lineno
                 assert node.end_lineno - start < 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_the_native_table_of_contents_holds_schemas_alone():
+    text = (ROOT / "csrc/ops.cpp").read_text()
+    body = text[text.index("STABLE_TORCH_LIBRARY(") :]
+    assert body.count("m.def(") == body.count('m.def(R"(') > 4
+    assert "{" not in body.split("{", 1)[1]
+
+
+def test_the_mathematics_of_the_loss_knows_no_torch():
+    for path in [ROOT / "csrc/chunk_loss/contract.h", *(ROOT / "csrc/chunk_loss").rglob("*.cuh")]:
+        assert "#include <torch" not in path.read_text(), path

@@ -30,8 +30,9 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
         f"each; {hours:.1f} hours of training, a parent counted for each row that goes on from it.",
         "",
         f"Student {c['student']}, {data['train_size']} training and {data['test_size']} test "
-        f"questions, {budget} a method, seeds {seeds}. Skip-thinking training (STT) and its "
-        f"controls go on from {train['parent']}. Accuracy is the mean of the seeds, each in "
+        f"questions, {budget} a method, seeds {seeds}. FTT is full-thinking training, CWT "
+        "chunk-wise training, STT skip-thinking training. STT and its controls go on from "
+        f"{train['parent']}. Accuracy is the mean of the seeds, each in "
         "brackets. Differences are on the same questions; their 95 % interval is a bootstrap over "
         f"seeds, then questions; with {len(found['seeds'])} seeds it is rough. Costs count all "
         "that was trained for a row, its parent and rounds that lost on validation included.",
