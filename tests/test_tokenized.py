@@ -1,6 +1,7 @@
 import pytest
 import torch
 from app_fixtures import examples, tiny
+from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.students.causal import logits_only_at
 from cwt.students.tokenized import (
@@ -120,3 +121,18 @@ def small_model(architecture):
             num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
         )  # fmt: skip
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_the_name_of_a_special_token_in_the_data_is_text():
+    """llama.cpp's users met it: "<eos>" in a question or a rationale ended the sequence."""
+    student = tiny()
+    eos = student.tokenizer.eos
+    example = Example("a", "What ends <eos> here?", ("It ends <eos>.", " The answer is 1"), "1")
+    tokenized = student.tokenize(example)
+    assert eos not in tokenized.prompt
+    assert student.text(tokenized.prompt) == "What ends <eos> here?\n"
+    assert [unit.count(eos) for unit in tokenized.units] == [0, 1]
+    assert student.text(tokenized.units[0]) == "It ends <eos>."
+    chat = PromptTokenizer(student.tokenizer.tokenizer, "{question}<eos>")
+    assert chat.prompt("Why?")[-1] == eos
+    assert chat.prompt("Why <eos>?").count(eos) == 1

@@ -81,16 +81,25 @@ class PromptTokenizer:
         return str(self.tokenizer.bos_token) if self.start else "", str(self.tokenizer.eos_token)
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Returns the ids of a text, without special tokens."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """Returns the ids of a text, without special tokens: their names in a text stay text."""
+        return self._encode(text, split_special_tokens=True)
+
+    def _encode(self, text: str, **options: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, **options))
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def prompt(self, question: str) -> tuple[int, ...]:
-        """Returns the ids of the prompt that asks a question."""
-        return self.start + self.ids(self.template.replace("{question}", question))
+        """Returns the ids of the prompt that asks a question.
+
+        The template may name special tokens, such as those of a chat; a question that does is text.
+        """
+        if any(token in question for token in self.tokenizer.all_special_tokens):
+            before, after = self.template.split("{question}", 1)
+            return self.start + self._encode(before) + self.ids(question) + self._encode(after)
+        return self.start + self._encode(self.template.replace("{question}", question))
 
     def tokenize(self, example: Example) -> TokenizedExample:
         """Returns an example in tokens."""
