@@ -137,3 +137,16 @@ def normalizer_tensor(
         )
     wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
     return normalizer.to(device=device, dtype=wide).reshape(())
+
+
+def refuse_forward_mode(op: str, *inputs: Tensor | None) -> None:
+    """Raises RuntimeError where one of the inputs carries a tangent, which would be lost."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for x in inputs:
+        if x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise RuntimeError(
+                f"{op}: forward-mode differentiation (jvp, forward_ad) is not supported: the "
+                "gradient is formed for reverse mode. Use torch.autograd.grad or backward, or "
+                "F.cross_entropy where tangents are needed."
+            )

@@ -75,6 +75,11 @@ def chunk_loss_out(*args: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return tuple(_cwt.chunk_loss_out(*args, grad=grad))
 
 
+def linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
+    """Calls the operator of _linear_blocks.py; arguments as its Call. Differentiable."""
+    return tuple(_cwt.linear_chunk_loss(*args))
+
+
 def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
     """Returns grad * grad_output; in grad's own memory when autograd will not need it again.
 

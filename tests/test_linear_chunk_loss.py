@@ -2,12 +2,22 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from chunk_loss_cases import SUMS, close
 
 import cwt_ext
 from cwt_ext import reference
 
 N, D, V = 37, 16, 211
+
+
+def count_products(run):
+    """Returns how many matrix products `run` makes."""
+    with torch.autograd.profiler.profile() as profile:
+        run()
+    return sum(
+        e.name in ("aten::mm", "aten::addmm", "aten::addmm_") for e in profile.function_events
+    )
 
 
 def problem(dtype=torch.float64, bias=True, seed=0):
@@ -105,21 +115,23 @@ def test_weight_gradient_is_accumulated_in_float32():  # Liger-Kernel#512, ml-cr
     close(got, exact.T @ hidden.double(), 2.0**-7)
 
 
-@pytest.mark.parametrize("what", ["head", "hidden"])
-def test_frozen_parts_cost_nothing(what, monkeypatch):  # Liger-Kernel#1441
+@pytest.mark.parametrize("frozen", ["head", "hidden", "both"])
+def test_frozen_parts_cost_nothing(frozen):  # Liger-Kernel#1441
     hidden, head, labels, ids, _ = problem(torch.float32)
-    calls = []
-    addmm = torch.Tensor.addmm_
-    monkeypatch.setattr(
-        torch.Tensor, "addmm_", lambda self, *a: (calls.append(1), addmm(self, *a))[1]
-    )
-    frozen = {"head": head, "hidden": hidden}[what]
-    frozen.requires_grad_(False)
-    out = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, num_chunks=3)
-    out.loss.backward()
-    assert frozen.grad is None
-    assert bool(calls) == (what == "hidden")
-    assert (out.hidden is None) == (what == "hidden")
+    hidden.requires_grad_(frozen == "head")
+    head.requires_grad_(frozen == "hidden")
+
+    def run():
+        loss = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, num_chunks=3).loss
+        assert loss.requires_grad == (frozen != "both")
+
+    assert count_products(run) == {"head": 2, "hidden": 2, "both": 1}[frozen]
+
+
+def test_no_grad_costs_one_product():
+    hidden, head, labels, ids, _ = problem(torch.float32)
+    with torch.no_grad():
+        assert count_products(lambda: cwt_ext.linear_chunk_loss(hidden, head, labels, ids)) == 1
 
 
 def test_masked_tokens_do_not_enter_the_product():  # trl#5575
@@ -138,7 +150,9 @@ def test_masked_tokens_do_not_enter_the_product():  # trl#5575
 
 def test_statistics_of_the_hidden_gradient():
     hidden, head, labels, ids, _ = problem(bias=False)
-    out = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, num_chunks=3, block_rows=5)
+    out = cwt_ext.linear_chunk_loss(
+        hidden, head, labels, ids, num_chunks=3, block_rows=5, hidden_stats=True
+    )
     (d,) = torch.autograd.grad(out.loss, hidden)
     for c in range(3):
         rows = d[(ids == c) & (labels != -100)]
@@ -204,3 +218,140 @@ def test_double_backward_is_a_clear_error():
     loss = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, num_chunks=3).loss
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("spare", [0, 5])
+def test_a_static_capacity_changes_nothing(options, spare):
+    hidden, head, labels, ids, offset = problem()
+    options = {"num_chunks": 3, **options}
+    upstream = torch.linspace(-1, 2, N).double() if options.get("reduction") == "none" else None
+    inputs = (hidden, head, offset)
+    want = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, offset, **options)
+    wanted = torch.autograd.grad(want.loss, inputs, upstream)
+    evaluated = (want.rows.logsumexp != 0).sum().item()
+    with torch.no_grad():  # what fills the capacity is not looked at
+        hidden[want.rows.logsumexp == 0] = torch.nan
+    got = cwt_ext.linear_chunk_loss(
+        hidden, head, labels, ids, offset, max_rows=evaluated + spare, **options
+    )
+    close(got.loss, want.loss, 1e-13)
+    for a, b in zip(torch.autograd.grad(got.loss, inputs, upstream), wanted, strict=True):
+        close(a, b, 1e-12, 1e-14)
+    for a, b in zip(got.rows, want.rows, strict=True):
+        close(a, b, 1e-13)
+    short = cwt_ext.linear_chunk_loss(
+        hidden, head, labels, ids, offset, max_rows=evaluated - 1, **options
+    )
+    assert short.loss.isnan().all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["token_mean", "none"])
+def test_autocast_does_as_linear_does(kind, reduction):
+    hidden, head, labels, ids, offset = problem(torch.float32)
+    inputs = (hidden, head, offset)
+
+    def grads(loss_of):
+        with torch.autocast("cpu", dtype=kind):
+            loss = loss_of()
+        assert loss.dtype == torch.float32
+        return loss, torch.autograd.grad(loss.sum(), inputs)
+
+    options = {"num_chunks": 3, "reduction": reduction}
+    got = grads(
+        lambda: cwt_ext.linear_chunk_loss(hidden, head, labels, ids, offset, **options).loss
+    )
+    want = grads(
+        lambda: cwt_ext.chunk_loss(F.linear(hidden, head, offset), labels, ids, **options).loss
+    )
+    close(got[0], want[0], 1e-2, 1e-3)
+    for a, b in zip(got[1], want[1], strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        close(a, b, 3e-2, 3e-2 * b.abs().max().item())
+
+
+def test_hidden_states_in_autocast_dtype_and_a_float32_head():
+    hidden, head, labels, ids, _ = problem(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = cwt_ext.linear_chunk_loss(hidden.bfloat16(), head, labels, ids, num_chunks=3)
+    out.loss.backward()
+    assert head.grad.dtype == torch.float32
+    assert hidden.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "none"])
+def test_float16_gradients_meet_the_loss_scale_before_they_are_rounded(reduction):
+    rows, width, vocab = 2048, 32, 4000
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, width, generator=g).half().requires_grad_()
+    head = (torch.randn(vocab, width, generator=g) * 0.2).half().requires_grad_()
+    labels = torch.randint(0, vocab, (rows,), generator=g)
+    ids = torch.zeros(rows, dtype=torch.int64)
+    options = {"reduction": reduction, "normalizer": float(rows)}
+    loss = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, **options).loss.sum()
+    got = torch.autograd.grad(65536 * loss, (hidden, head))
+    exact_hidden, exact_head = (x.detach().double().requires_grad_() for x in (hidden, head))
+    exact = F.cross_entropy(exact_hidden @ exact_head.T, labels)
+    for a, b in zip(got, torch.autograd.grad(exact, (exact_hidden, exact_head)), strict=True):
+        assert a.isfinite().all()
+        error = (a.double() / 65536 - b).norm() / b.norm()
+        assert error < 5e-4, error  # torch's own: 2e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_compiles_without_a_graph_break():
+    hidden, head, labels, ids, offset = problem(torch.float32)
+    inputs = (hidden, head, offset)
+
+    def loss(hidden, head, offset):
+        return cwt_ext.linear_chunk_loss(hidden * 2, head, labels, ids, offset, num_chunks=3).loss
+
+    want = torch.autograd.grad(loss(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*inputs), inputs)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.parametrize("max_rows", [-1, 30])
+def test_opcheck(reduce, max_rows):
+    hidden, head, labels, ids, offset = problem(torch.float32)
+    plan = torch.ops.cwt.chunk_loss_plan
+    row_weight, state = plan(labels, ids, None, None, None, 3, V, 1, -100, 1)
+    args = (hidden, head, offset, labels, ids, row_weight, state, 3, reduce)
+    options = (-100, 0.1, 1e-3, 5.0, 1, reduce, True, 8, max_rows, [True, True, True])
+    torch.library.opcheck(torch.ops.cwt.linear_chunk_loss.default, (*args, *options))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch.func's own
+def test_forward_mode_is_refused():
+    hidden, head, labels, ids, _ = problem()
+    loss = lambda h: cwt_ext.linear_chunk_loss(h, head, labels, ids, num_chunks=3).loss  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"forward-mode differentiation .* is not supported"):
+        torch.func.jvp(loss, (hidden.detach(),), (torch.ones_like(hidden),))
+
+
+def test_a_bad_row_spoils_the_statistics_of_its_chunk():
+    hidden, head, labels, ids, _ = problem()
+    labels[:], ids[:] = 1, torch.arange(N) % 3
+    labels[4] = V  # of chunk 1
+    active = torch.tensor([True, True, False])
+    out = cwt_ext.linear_chunk_loss(hidden, head, labels, ids, active=active, validate=False)
+    want = cwt_ext.chunk_loss(hidden @ head.T, labels, ids, active=active, validate=False)
+    assert out.stats.nll_sum.isnan().tolist() == [False, True, False]
+    for name in SUMS:
+        close(getattr(out.stats, name), getattr(want.stats, name), 1e-12)
+
+
+def test_options_that_exclude_each_other():
+    hidden, head, labels, ids, _ = problem()
+    call = cwt_ext.linear_chunk_loss
+    with pytest.raises(ValueError, match="block_rows or block_bytes, not both"):
+        call(hidden, head, labels, ids, block_rows=1, block_bytes=1)
+    with pytest.raises(ValueError, match="block_bytes must be at least 1, got 0"):
+        call(hidden, head, labels, ids, block_bytes=0)
+    with pytest.raises(ValueError, match="max_rows must be at least 0, got -2"):
+        call(hidden, head, labels, ids, max_rows=-2)
+    with pytest.raises(ValueError, match='hidden_stats=True needs a reduction other than "none"'):
+        call(hidden, head, labels, ids, hidden_stats=True, reduction="none")
