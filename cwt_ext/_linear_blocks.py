@@ -163,7 +163,9 @@ class _Blocks:
         self.c, self.rows = c, rows
         self.weight = c.weight.to(c.hidden.dtype)
         self.bias = None if c.bias is None else c.bias.to(c.hidden.dtype)
-        self.buffer = new(min(c.block_rows, n), vocab)
+        count = -(-n // c.block_rows)
+        self.size = -(-n // max(count, 1))  # blocks of one size: no small last one
+        self.buffer = new(self.size, vocab)
         self.row_loss = new(n, dtype=c.acc)
         self.row_stats = new(_ops.NUM_ROW_STATS, n, dtype=c.acc)
         self.chunk_stats = c.hidden.new_zeros(
@@ -171,13 +173,15 @@ class _Blocks:
         )
         self.errors = c.labels.new_zeros(_ops.NUM_ERROR_COUNTS + c.num_chunks)
         self.grad_hidden = new(n, width) if c.wanted[0] else None
-        self.grad_weight = c.hidden.new_zeros(vocab, width, dtype=c.acc) if c.wanted[1] else None
+        self.grad_weight = new(vocab, width, dtype=c.acc) if c.wanted[1] else None
+        if self.grad_weight is not None and n == 0:
+            self.grad_weight.zero_()  # there is no first block to write it
         self.grad_bias = c.hidden.new_zeros(vocab, dtype=c.acc) if c.wanted[2] else None
         self.pulls = _Pulls(c) if c.hidden_stats else None
 
     def run(self) -> None:
-        for begin in range(0, len(self.rows.labels), self.c.block_rows):
-            end = min(begin + self.c.block_rows, len(self.rows.labels))
+        for begin in range(0, len(self.rows.labels), max(self.size, 1)):
+            end = min(begin + self.size, len(self.rows.labels))
             hidden, z = self.rows.hidden[begin:end], self.buffer[: end - begin]
             if self.bias is None:
                 torch.mm(hidden, self.weight.t(), out=z)
@@ -224,19 +228,24 @@ class _Blocks:
             if self.pulls is not None:
                 self.pulls.add(d, self.rows.chunk_ids[begin:end])
         if self.grad_weight is not None:
-            _add_product(self.grad_weight, grad_logits, hidden)
+            _add_product(self.grad_weight, grad_logits, hidden, first=begin == 0)
         if self.grad_bias is not None:
             self.grad_bias += grad_logits.sum(0, dtype=self.c.acc)
 
 
-def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """total += grad_logits.T @ hidden, (V, D) in float32 (float64)."""
-    if hidden.dtype not in _HALF_TYPES:
-        total.addmm_(grad_logits.t(), hidden)
-    elif hidden.is_cuda:
-        torch.addmm(total, grad_logits.t(), hidden, out_dtype=torch.float32, out=total)
-    else:  # the product of one block is rounded, as the CPU has no other; their sum is not
-        total += grad_logits.t() @ hidden
+def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor, first: bool) -> None:
+    """total += grad_logits.T @ hidden, (V, D) in float32 (float64); the first block overwrites."""
+    left = grad_logits.t()
+    if hidden.dtype in _HALF_TYPES and not hidden.is_cuda:
+        # The product of one block is rounded, as the CPU has no other; their sum is not.
+        product = left @ hidden
+        total.copy_(product) if first else total.add_(product)
+        return
+    wide: dict[str, Any] = {"out_dtype": torch.float32} if hidden.dtype in _HALF_TYPES else {}
+    if first:
+        torch.mm(left, hidden, out=total, **wide)
+    else:
+        torch.addmm(total, left, hidden, out=total, **wide)
 
 
 class _Pulls:
