@@ -1,7 +1,8 @@
 # make demo    train and compare the methods on the embedded default, print the table
 # make test    the test suite                 make lint      ruff, mypy, clang-format
 # make bench   the benchmarks                 make sanitize  the slow tests
-# make wheel   a wheel in build/wheel         make tiny      the embedded student again
+# make wheel   a wheel in build/wheel         make sdist     an sdist, and what is built from it
+# make tiny    the embedded student again     make wheel-check TORCH=2.14.1   the wheel, elsewhere
 # The torch that is installed is the one pinned in pyproject.toml. On Linux, PyPI's torch brings
 # CUDA along; point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at a CPU build to do without.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 DEMO ?= --preset default
 
-.PHONY: demo test lint sanitize bench wheel tiny clean
+.PHONY: demo test lint sanitize bench wheel wheel-check sdist tiny clean
 
 demo: .venv/app
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -37,6 +38,19 @@ sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
 
 wheel: .venv/app  # what `pip install --no-build-isolation .` builds
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+
+wheel-check: wheel  # the wheel in an environment of its own, under another torch than it was built with
+	rm -rf build/wheel-check && $(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/pip install -q torch==$(TORCH) pytest hypothesis build/wheel/*.whl
+	cd build/wheel-check && bin/python -m cwt_ext.doctor
+	build/wheel-check/bin/python -P -m pytest -q -p no:cacheprovider -o addopts= -o pythonpath= \
+	  tests/test_chunk_loss.py tests/test_linear_chunk_loss.py tests/test_segment.py
+
+sdist: .venv/app  # a source distribution, and the doctor on what is built from it alone
+	rm -rf build/sdist build/from-sdist
+	$(BIN)/python setup.py -q sdist --dist-dir build/sdist
+	CWT_CUDA=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/from-sdist build/sdist/*.tar.gz
+	cd build/from-sdist && PYTHONPATH=$$PWD ../../$(BIN)/python -P -m cwt_ext.doctor
 
 tiny: .venv/app  # makes the embedded student again
 	$(BIN)/python python/pretrain_tiny.py --out python/cwt/students/tiny

@@ -4,26 +4,27 @@ cwt_ext/libcwt_ext.so       tensor operators on PyTorch's stable ABI; no Python,
 cwt_ext/libcwt_ext_cuda.so  their CUDA kernels, where there is nvcc; needs no GPU, no CUDA torch
 cwt_ext/_segment*.so        the segmenter, a pybind11 module; no torch
 
-CWT_CUDA=0 builds no CUDA, 1 insists on it, auto (default) looks for nvcc; TORCH_CUDA_ARCH_LIST as
-in torch. CWT_DEBUG=1 builds with -O0 -g. *_avx2.cpp and *_avx512.cpp are compiled for that
-instruction set and called only where the processor has it; nothing is built with -march=native.
+CWT_CUDA=0 builds no CUDA, 1 insists on it, auto (default) looks for nvcc (csrc/cuda_toolkit.py);
+TORCH_CUDA_ARCH_LIST as in torch, CXX the C++ compiler, also nvcc's. CWT_DEBUG=1 builds with -O0 -g.
+*_avx2.cpp and *_avx512.cpp are compiled for that instruction set and called only where the
+processor has it; nothing is built with -march=native.
 """
 
 import importlib.util
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+from cuda_toolkit import find_nvcc  # noqa: E402
+
 DEBUG = os.environ.get("CWT_DEBUG") == "1"
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -38,17 +39,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 INSTRUCTION_SETS = {"_avx2": AVX2, "_avx512": AVX512}  # by the ending of a source's name
 
-CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-t 2", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_STUB = "csrc/chunk_loss/cuda/stub/torch_cuda.cpp"  # a CPU build of torch has none to link with
-
-
-class Nvcc(NamedTuple):
-    """The CUDA compiler, its toolkit as it names it itself, and the architectures to build for."""
-
-    path: str
-    toolkit: Path
-    archs: list[str]
 
 
 def package_dir(name: str) -> Path:
@@ -79,29 +71,6 @@ def sources(*folders: str) -> list[str]:
     return [str(f.relative_to(ROOT)) for f in found if instruction_set(f) is not None]
 
 
-def arch_flag(arch: str) -> str:
-    """Returns nvcc's flag for an architecture in torch's spelling: 9.0, or 10.0+PTX."""
-    number = re.sub(r"\.|\+PTX", "", arch)
-    code = f"[sm_{number},compute_{number}]" if arch.endswith("+PTX") else f"sm_{number}"
-    return f"-gencode=arch=compute_{number},code={code}"
-
-
-def find_nvcc() -> Nvcc | None:
-    """Returns the CUDA compiler that CWT_CUDA asks for; None: do without."""
-    want, home = os.environ.get("CWT_CUDA", "auto"), os.environ.get("CUDA_HOME", "")
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-    if want not in ("auto", "0", "1") or (want == "1" and nvcc is None):
-        raise SystemExit(f"setup.py: CWT_CUDA={want}: must be auto, 0, or 1 with nvcc on PATH.")
-    if want == "0" or nvcc is None:
-        return None
-    answer = subprocess.run([nvcc, "-dryrun", "x.cu"], capture_output=True, text=True).stderr
-    include = re.search(r'^#\$ INCLUDES="-I([^"]+)"', answer, re.MULTILINE)
-    if include is None:
-        raise SystemExit(f"setup.py: {nvcc} -dryrun names no toolkit. CWT_CUDA=0 does without.")
-    archs = re.split("[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS)
-    return Nvcc(nvcc, Path(include[1]).parent, [arch_flag(arch) for arch in archs])
-
-
 def torch_flags() -> tuple[list[str], list[str], list[str]]:
     """Returns (defines, include folders, link flags) of what uses torch's stable ABI."""
     torch = package_dir("torch")
@@ -115,6 +84,8 @@ def flags(library: str) -> tuple[list[str], list[str]]:
     if library == SEGMENT:
         defines, link = [], ["-pthread"]
         include = [str(package_dir("pybind11") / "include"), sysconfig.get_path("include")]
+        if sys.platform == "darwin":
+            link += ["-undefined", "dynamic_lookup"]  # Python's own symbols
     else:
         defines, include, link = torch_flags()
     if library == CUDA:
@@ -152,6 +123,8 @@ class NinjaFile:
         given = compile_flags + (instruction_set(Path(source)) or [])
         if source.endswith(".cu"):
             compiler, given = NVCC.path, NVCC_FLAGS + NVCC.archs
+            if "CXX" in os.environ:
+                given = [f"-ccbin={self.cxx}", *given]
         self.lines += [
             f"build {escape(target)}: cc {escape(ROOT / source)}",
             f"  cc = {compiler}",

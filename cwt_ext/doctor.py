@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import cwt_ext
 
@@ -50,15 +51,7 @@ def check_library() -> None:
     _line("CPU instruction set", _ops.cpu_capability())
     _line("torch threads", torch.get_num_threads())
     _line("cores available", available_cores())
-    if torch.cuda.is_available():
-        _line("CUDA device", torch.cuda.get_device_name())
-        if "cuda" not in _ops.backends():
-            print(
-                "  hint: a CUDA device is here, but this build has no CUDA kernels: reinstall with"
-            )
-            print("        the CUDA toolkit (nvcc) on PATH or CUDA_HOME set.")
-    else:
-        _line("CUDA device", "none")
+    _report_cuda(torch, "cuda" in _ops.backends())
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if pages.is_file():
         mode = pages.read_text().split("[")[-1].split("]")[0]
@@ -66,6 +59,22 @@ def check_library() -> None:
         if mode == "never":
             print("  hint: large fresh gradients cost about twice as much without huge pages; use")
             print("        inplace=True or grad_buffer, or set transparent_hugepage to madvise.")
+
+
+def _report_cuda(torch: ModuleType, built: bool) -> None:
+    _line("torch's CUDA", torch.version.cuda or "none: a CPU build")
+    if not torch.cuda.is_available():
+        _line("CUDA device", "none")
+        return
+    major, minor = torch.cuda.get_device_capability()
+    _line("CUDA device", f"{torch.cuda.get_device_name()}, architecture {major}.{minor}")
+    driver = torch._C._cuda_getDriverVersion()
+    _line("CUDA driver", f"for CUDA up to {driver // 1000}.{driver % 1000 // 10}")
+    if not built:
+        print("  hint: a CUDA device is here, but this build has no CUDA kernels: reinstall with")
+        print("        the CUDA toolkit (nvcc) on PATH or CUDA_HOME set.")
+    if major < 8:
+        print("  hint: the CUDA kernels need architecture 8.0 or later: keep the loss on the CPU.")
 
 
 def check_chunk_loss() -> None:
@@ -120,6 +129,14 @@ _HINTS = {
         "torch, or upgrade torch to >= 2.10."
     ),
     "GLIBCXX": "the C++ runtime is older than the compiler that built the library: rebuild here.",
+    "driver version is insufficient": (
+        "the kernels were built with a newer CUDA toolkit than the driver knows: update the "
+        "driver, or rebuild with a toolkit no newer than the driver's CUDA (nvidia-smi shows it)."
+    ),
+    "no kernel image is available": (
+        "the kernels were not built for this GPU: rebuild with TORCH_CUDA_ARCH_LIST set to its "
+        "architecture, which stands above."
+    ),
     "CWT_CPU_CAPABILITY": "unset CWT_CPU_CAPABILITY to let the library choose.",
 }
 

@@ -1,6 +1,7 @@
 """python -m cwt_ext.doctor: what it prints, and that it notices what is wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,56 @@ def test_an_unknown_instruction_set_is_refused_with_a_hint(name):
     assert done.returncode == 1
     assert f"got '{name}'" in done.stdout
     assert "unset CWT_CPU_CAPABILITY" in done.stdout
+
+
+def test_a_library_that_was_never_built_is_named(tmp_path):
+    """The doctor answers where `import cwt_ext` has nothing to load."""
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "cwt_ext", tmp_path / "cwt_ext", ignore=shutil.ignore_patterns("*.so"))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def python(*arguments):
+        command = [sys.executable, "-P", *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+
+    done = python("-m", "cwt_ext.doctor")
+    assert done.returncode == 1, done.stderr
+    assert "libcwt_ext.so is missing" in done.stdout
+    assert "hint: the native library was never built" in done.stdout
+    done = python("-c", "import cwt_ext; cwt_ext.chunk_loss")
+    assert "ImportError: cwt_ext: the native library" in done.stderr
+    assert "ImportError" in python("-c", "from cwt_ext import segment").stderr
+
+
+class OldGpu:
+    """torch.cuda of a machine with a GPU that the kernels do not run on."""
+
+    is_available = staticmethod(lambda: True)
+    get_device_capability = staticmethod(lambda: (7, 5))
+    get_device_name = staticmethod(lambda: "Tesla T4")
+
+
+def test_a_gpu_that_is_too_old_or_has_no_kernels_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "cuda", OldGpu)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    doctor._report_cuda(torch, built=False)
+    printed = capsys.readouterr().out
+    assert "Tesla T4, architecture 7.5" in printed
+    assert "for CUDA up to 12.4" in printed
+    assert "no CUDA kernels" in printed
+    assert "need architecture 8.0 or later" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        ("CUDA driver version is insufficient for CUDA runtime version", "update the driver"),
+        ("no kernel image is available for execution", "rebuild with TORCH_CUDA_ARCH_LIST"),
+    ],
+)
+def test_errors_of_cuda_come_with_what_to_do(error, hint, capsys):
+    def check():
+        raise RuntimeError(f"chunk_loss: CUDA error in asking for limits: {error}.")
+
+    assert not doctor._attempt("chunk_loss", check)
+    assert hint in capsys.readouterr().out
