@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 
 from cwt_ext import _ops
+from cwt_ext._row_weights import float16_scale
 
 NUM_HIDDEN_STATS = 3
 _NUM_TENSORS = 7  # the first fields of Call
 _OP = "linear_chunk_loss"
 _HALF_TYPES = (torch.float16, torch.bfloat16)
-# float16 holds nothing below 6e-8 and nothing above 65504. Row weights are 1 / tokens, so the
-# gradient is formed 2^k times too large, with k such that the largest row weight is in [32, 64).
-_FLOAT16_EXPONENT = 5
 
 _LIBRARY = torch.library.Library("cwt", "FRAGMENT")
 _LIBRARY.define(
@@ -136,15 +134,6 @@ def _pick_rows(c: Call, scale: Tensor) -> _Rows:
     # A row that only fills the capacity may hold anything, NaN included.
     hidden = hidden.masked_fill((c.state[picked] == 0)[:, None], 0)
     return _Rows(picked, fits, hidden, *rest)
-
-
-def _scale_of(c: Call) -> Tensor:
-    """Returns the power of two by which gradients are formed too large, () float64."""
-    if c.hidden.dtype != torch.float16 or not any(c.wanted) or not len(c.labels):
-        return c.row_weight.new_ones(())
-    most = c.row_weight.nan_to_num(0.0).abs().max()
-    exponent = _FLOAT16_EXPONENT - torch.frexp(most)[1] + 1
-    return torch.where(most > 0, torch.ldexp(torch.ones_like(most), exponent), 1.0)
 
 
 @contextmanager
@@ -277,7 +266,8 @@ def _linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     if c.validate:
         _refuse_bad_rows(c)
     with _as_given(c.hidden.device):
-        scale = _scale_of(c)
+        in_float16 = c.hidden.dtype == torch.float16 and any(c.wanted)
+        scale = float16_scale(c.row_weight) if in_float16 else c.row_weight.new_ones(())
         rows = _pick_rows(c, scale)
         blocks = _Blocks(c, rows)
         blocks.run()

@@ -19,6 +19,7 @@ from cwt_ext._checks import (
     flat_weights,
     normalizer_tensor,
 )
+from cwt_ext._row_weights import float16_scale, weigh_rows
 
 _OP = "chunk_loss"
 
@@ -140,8 +141,10 @@ def chunk_loss(
     (1 - label_smoothing) * nll + label_smoothing * (lse - mean(z)) + z_loss * lse^2.
 
     The gradient with respect to the logits is formed in the forward pass (if the logits require
-    grad and grad mode is on), in a new tensor unless `inplace` or `grad_buffer` is given. The
-    result does not depend on the number of threads. Double backward raises.
+    grad and grad mode is on), in a new tensor unless `inplace` or `grad_buffer` is given. A float16
+    gradient is formed too large by a power of two. Backward divides by it, and multiplies by the
+    loss scale, in float32: the gradient neither vanishes nor overflows. The result does not depend
+    on the number of threads. Double backward raises.
 
     Args:
         logits: (N, V) or (B, T, V), float16/bfloat16/float32/float64, any strides.
@@ -215,11 +218,16 @@ def chunk_loss(
         validate = logits.device.type == "cpu"
     need_grad = logits.requires_grad and torch.is_grad_enabled()
     buffer = _pick_buffer(logits, inplace, grad_buffer) if need_grad else None
+    scale = None
+    if need_grad and logits.dtype == torch.float16:
+        scale = _scale_up(args, logits.shape[-1])
     if buffer is None:
         results = _ops.chunk_loss(logits, *args, need_grad, validate)
     else:
         results = _buffered_loss(logits, buffer, [*args, validate])
     loss, row_stats, chunk_stats, errors = results[:4]
+    if scale is not None:
+        loss = loss / scale
     if reduction == "none":
         loss = loss.view(labels.shape)
     if stats is False:
@@ -229,6 +237,24 @@ def chunk_loss(
         pack_stats(chunk_stats, errors, mean_grad_norm),
         RowStats(*row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
     )
+
+
+def _scale_up(args: list[Any], vocab: int) -> Tensor:
+    """Changes the arguments so that loss and gradient are a power of two too large; returns it.
+
+    The division of the loss by it brings its inverse, and with it any loss scale, to the gradient
+    in float32, before the gradient is rounded to float16 for good.
+    """
+    labels, ids, active, token_weight, normalizer, chunks, reduction, ignore_index, *rest = args
+    row_weight, _ = weigh_rows(
+        labels, ids, active, token_weight, normalizer,
+        chunks, vocab, reduction, ignore_index, rest[3],
+    )  # fmt: skip
+    scale = float16_scale(row_weight)
+    none = _ops.REDUCTIONS["none"]
+    kind = none if reduction == none else _ops.REDUCTIONS["sum"]
+    args[2:7] = [None, row_weight * scale, None, chunks, kind]
+    return scale.float()
 
 
 class _BufferedLoss(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from cwt_ext._checks import (
     normalizer_tensor,
     refuse_forward_mode,
 )
+from cwt_ext._row_weights import weigh_rows
 from cwt_ext.chunk_loss import ChunkStats, RowStats, pack_stats
 
 _OP = "linear_chunk_loss"
@@ -134,7 +135,7 @@ def linear_chunk_loss(
     hidden = _in_product_dtype(hidden, weight, bias)
     chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
     y, ids = flat_integers(labels), flat_integers(chunk_ids)
-    row_weight, state = _plan(
+    row_weight, state = weigh_rows(
         y,
         ids,
         flat_weights(_OP, "active", active, keep_bool=True),
@@ -181,25 +182,6 @@ def linear_chunk_loss(
     rows = RowStats(*results.row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind())
     of_chunks = pack_stats(results.chunk_stats, results.errors, False)
     return LinearChunkLoss(loss, of_chunks, rows, of_hidden)
-
-
-def _plan(
-    labels: Tensor,
-    chunk_ids: Tensor,
-    active: Tensor | None,
-    token_weight: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    """Returns (row_weight, state) of chunk_loss_plan; a bad row has the weight of its chunk.
-
-    Its weight says whether the block's chunk_loss spoils the statistics of that chunk; the loss and
-    the gradient of a bad row do not depend on it.
-    """
-    row_weight, state = _ops.chunk_loss_plan(labels, chunk_ids, active, token_weight, *options)
-    nominal = torch.ones_like(row_weight) if token_weight is None else token_weight.double()
-    if active is not None and len(active):
-        nominal = nominal * active.double()[chunk_ids.clamp(0, len(active) - 1)]
-    return torch.where(state >= _ops.FIRST_BAD_STATE, nominal, row_weight), state
 
 
 def _in_product_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -141,7 +141,8 @@ def test_half_gradients_are_within_one_ulp_of_the_rounded_oracle(dtype):
     want = reference.chunk_loss(*inputs, reduction="sum", num_chunks=3).grad.to(dtype)
     steps = (grad.view(torch.int16).int() - want.view(torch.int16).int()).abs()
     assert steps.max() <= 1
-    assert (steps == 0).float().mean() > 0.99
+    # float16 is rounded twice, which shows below its smallest normal number.
+    assert (steps == 0).float().mean() > {torch.bfloat16: 0.99, torch.float16: 0.96}[dtype]
 
 
 def test_masked_vocabulary():
@@ -364,3 +365,24 @@ def test_property_shifting_the_logits_changes_nothing(case, shift):
     b, grad_b = run(logits + shift, labels, ids, num_chunks=chunks)
     close(a.loss, b.loss, 2e-6, 1e-9)
     close(grad_a, grad_b, 2e-6, 1e-30)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "chunk_mean", "sum", "none"])
+@pytest.mark.parametrize("how", ["fresh", "inplace"])
+def test_float16_gradients_meet_the_loss_scale_before_they_are_rounded(reduction, how):
+    """At 2048 x 8000 most probabilities over the number of rows are below what float16 holds."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2048, 8000, generator=g).half()
+    labels = torch.randint(0, 8000, (2048,), generator=g)
+    ids = torch.arange(2048) % 3
+    active = torch.tensor([1.0, 0.0, 0.5])
+    options = {"reduction": reduction, "active": active}
+    if reduction in ("sum", "none"):
+        options["normalizer"] = 2048.0
+    leaf = logits.clone().requires_grad_()
+    out = cwt_ext.chunk_loss(leaf * 1, labels, ids, inplace=how == "inplace", **options)
+    (got,) = torch.autograd.grad(out.loss.sum() * 65536, leaf)
+    want = reference.chunk_loss(logits, labels, ids, **options)
+    close(out.loss, want.loss, 1e-5, 1e-9)
+    error = (got.double() / 65536 - want.grad).norm() / want.grad.norm()
+    assert error < 5e-4, error  # torch's own: 2e-4
