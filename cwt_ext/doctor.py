@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 import traceback
@@ -61,6 +62,15 @@ def check_library() -> None:
             print("        inplace=True or grad_buffer, or set transparent_hugepage to madvise.")
 
 
+def _driver_version() -> str:
+    """Returns the newest CUDA that the driver serves, as in 13.0."""
+    version = ctypes.c_int()
+    status = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    if status != 0:
+        return f"unknown: cuDriverGetVersion ended with {status}"
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def _report_cuda(torch: ModuleType, built: bool) -> None:
     _line("torch's CUDA", torch.version.cuda or "none: a CPU build")
     if not torch.cuda.is_available():
@@ -68,8 +78,7 @@ def _report_cuda(torch: ModuleType, built: bool) -> None:
         return
     major, minor = torch.cuda.get_device_capability()
     _line("CUDA device", f"{torch.cuda.get_device_name()}, architecture {major}.{minor}")
-    driver = torch._C._cuda_getDriverVersion()
-    _line("CUDA driver", f"for CUDA up to {driver // 1000}.{driver % 1000 // 10}")
+    _line("CUDA driver", f"for CUDA up to {_driver_version()}")
     if not built:
         print("  hint: a CUDA device is here, but this build has no CUDA kernels: reinstall with")
         print("        the CUDA toolkit (nvcc) on PATH or CUDA_HOME set.")
