@@ -6,8 +6,8 @@ cwt_ext/_segment*.so        the segmenter, a pybind11 module; no torch
 
 CWT_CUDA=0 builds no CUDA, 1 insists on it, auto (default) looks for nvcc (csrc/cuda_toolkit.py);
 TORCH_CUDA_ARCH_LIST as in torch, CXX the C++ compiler, also nvcc's. CWT_DEBUG=1 builds with -O0 -g.
-*_avx2.cpp and *_avx512.cpp are compiled for that instruction set and called only where the
-processor has it; nothing is built with -march=native.
+*_avx2.cpp, *_avx512.cpp and *_neon.cpp are compiled for that instruction set and called only where
+the processor has it; nothing is built with -march=native.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 from cuda_toolkit import find_nvcc  # noqa: E402
 
 DEBUG = os.environ.get("CWT_DEBUG") == "1"
-X86 = platform.machine() in ("x86_64", "AMD64")
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 OPS = "cwt_ext.libcwt_ext"
 CUDA = "cwt_ext.libcwt_ext_cuda"
@@ -37,7 +37,11 @@ COMMON += ["-fno-math-errno"]  # a square root is one instruction
 COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
-INSTRUCTION_SETS = {"_avx2": AVX2, "_avx512": AVX512}  # by the ending of a source's name
+INSTRUCTION_SETS = {  # by the ending of a source's name: the machine that may have it, its flags
+    "_avx2": ("x86_64", AVX2),
+    "_avx512": ("x86_64", AVX512),
+    "_neon": ("aarch64", []),  # every 64-bit Arm processor has it
+}
 
 NVCC_FLAGS = ["-std=c++17", "-O3", "-t 2", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_STUB = "csrc/chunk_loss/cuda/stub/torch_cuda.cpp"  # a CPU build of torch has none to link with
@@ -56,9 +60,9 @@ def package_dir(name: str) -> Path:
 
 def instruction_set(source: Path) -> list[str] | None:
     """Returns the flags of a source for one instruction set, [] for others; None: not here."""
-    for ending, set_flags in INSTRUCTION_SETS.items():
+    for ending, (machine, set_flags) in INSTRUCTION_SETS.items():
         if source.stem.endswith(ending):
-            return set_flags if X86 else None
+            return set_flags if machine == MACHINE else None
     return []
 
 

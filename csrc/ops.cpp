@@ -45,6 +45,7 @@ STABLE_TORCH_LIBRARY(cwt, m) {
     Tensor(a!) grad, Tensor row_weight, Tensor grad_output
   ) -> ())");
 
-  // The instruction set that the CPU kernels run with on this machine: baseline, avx2 or avx512.
+  // The instruction set that the CPU kernels run with on this machine: baseline, neon, avx2 or
+  // avx512.
   m.def(R"(cpu_capability() -> str)");
 }

@@ -49,7 +49,7 @@ def library_path() -> Path:
 
 
 def cpu_capability() -> str:
-    """Returns the instruction set of the CPU kernels: "baseline", "avx2" or "avx512"."""
+    """Returns the instruction set of the CPU kernels: "baseline", "neon", "avx2" or "avx512"."""
     return str(_cwt.cpu_capability())
 
 

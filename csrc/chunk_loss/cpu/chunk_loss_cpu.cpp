@@ -11,7 +11,9 @@ namespace {
 const RowKernelSet& choose_kernels() {
   const char* wanted = std::getenv("CWT_CPU_CAPABILITY");
   const std::string want = wanted ? wanted : "";
-#if defined(__x86_64__)
+#if defined(__aarch64__) || defined(CWT_EMULATE_NEON)  // tests/test_emulated_kernels.py
+  if (want.empty() || want == "neon") return kRowKernelsNeon;
+#elif defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
@@ -21,7 +23,7 @@ const RowKernelSet& choose_kernels() {
   if (avx2 && (want.empty() || want == "avx2")) return kRowKernelsAvx2;
 #endif
   check_value(want.empty() || want == "baseline",
-              "CWT_CPU_CAPABILITY must be baseline, avx2 or avx512, and one that "
+              "CWT_CPU_CAPABILITY must be baseline, neon, avx2 or avx512, and one that "
               "this processor has, got '",
               want, "'.");
   return kRowKernelsBaseline;

@@ -60,6 +60,9 @@ extern const RowKernelSet kRowKernelsBaseline;
 extern const RowKernelSet kRowKernelsAvx2;
 extern const RowKernelSet kRowKernelsAvx512;
 #endif
+#if defined(__aarch64__) || defined(CWT_EMULATE_NEON)
+extern const RowKernelSet kRowKernelsNeon;
+#endif
 extern const RowKernels kRowKernelsFloat64;
 
 }  // namespace cwt
