@@ -67,7 +67,8 @@ class Begins(Command):
     """The options of the commands that may begin a run.
 
     Attributes:
-        preset: default, or quick: a look at the whole pipeline in about a minute.
+        preset: default (of tiny), real (of any other student), or quick: a look at the whole
+            pipeline in about a minute.
         file: YAML file of options, nested as config.yaml is.
     """
 
