@@ -99,7 +99,7 @@ class Run(Begins):
 
         self.workspace()  # says what is wrong before anything is done
         with Bars() as bars:
-            report = run(self.options, self.out, self.jobs, bars.watch)
+            report = run(self.options, self.out, self.jobs, bars.watch, bars.say)
         print_table(report, str(self.out))
         _print(", ".join(str(self.out / f"report{s}") for s in (".json", ".md", ".html")))
 
