@@ -28,6 +28,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   inspect  show one example: chunks, loss of each, what was skipped and why
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
   export   write training rows for TRL, axolotl and others (--to trl --method CWT)
+  merge    write the whole model of a student trained with --lora
   sweep    run tasks x seeds x methods, write the tables with intervals
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.

@@ -393,6 +393,28 @@ class Export(Command):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merge(Command):
+    """Writes the whole model of a student that was trained with --lora: base and adapters in one.
+
+    Attributes:
+        out: folder of the whole model.
+        student: folder of the adapter, such as runs/mine/students/STT-round-4.
+    """
+
+    stands_alone: ClassVar[bool] = True
+
+    out: Path
+    student: str
+
+    def run(self) -> None:
+        from cwt.students.load import merge, quiet_libraries
+
+        quiet_libraries()
+        merge(self.student, self.out)
+        _print(str(self.out))
+
+
 @dataclass(frozen=True)
 class Sweep(Begins):
     """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares.
@@ -443,5 +465,6 @@ COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "diagnose": Diagnose,
     "export": Export,
+    "merge": Merge,
     "sweep": Sweep,
 }

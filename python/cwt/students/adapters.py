@@ -1,8 +1,13 @@
 """Low-rank adapters (LoRA) through peft: put into a student, loaded with it, merged into it."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cwt.errors import UserError
 from cwt.files import read_json
@@ -75,7 +80,8 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = peft.get_peft_model(model, config)
+        with _known_warnings():
+            wrapped = peft.get_peft_model(model, config)
     except ValueError as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--lora: targets={options.targets}: {reason}") from None
@@ -90,12 +96,39 @@ def base_of(folder: Path) -> str:
 
 def load_adapters(model: Any, folder: Path) -> Any:
     """Returns a model with the adapters of a folder in it, ready to be trained on."""
-    return _peft().PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    with _known_warnings():
+        return _peft().PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
+def merge_adapters(model: Any) -> Any:
+    """Returns the model of transformers with its adapters added to its weights.
+
+    A head with an adapter of its own no longer shares the embedding's weights.
+    """
+    head = model.get_output_embeddings()
+    shared = getattr(head, "base_layer", None)
+    if shared is not None and shared.weight is model.get_input_embeddings().weight:
+        shared.weight = torch.nn.Parameter(shared.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    return model.merge_and_unload()
 
 
 def is_adapted(model: Any) -> bool:
     """Returns whether a model holds peft's adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Silences what peft warns of and this package sees to.
+
+    It asks transformers under a name that newer versions warn of, and it says that an adapter on a
+    head tied to the embedding must not be merged into both; `merge_adapters` unties them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        yield
 
 
 def _peft() -> Any:

@@ -15,7 +15,14 @@ from transformers import (
 from transformers.utils import logging
 
 from cwt.errors import UserError
-from cwt.students.adapters import ADAPTER, add_adapters, base_of, load_adapters, parse_lora
+from cwt.students.adapters import (
+    ADAPTER,
+    add_adapters,
+    base_of,
+    load_adapters,
+    merge_adapters,
+    parse_lora,
+)
 from cwt.students.causal import CausalStudent
 from cwt.students.tokenized import PromptTokenizer
 
@@ -127,6 +134,25 @@ def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     return PromptTokenizer(tokenizer, prompt)
+
+
+def merge(name: str, out: Path) -> None:
+    """Writes a student without adapters, which gives the logits of one with them.
+
+    Args:
+        name: folder of an adapter, whose base is found by the name in it.
+        out: folder for the whole model with its tokenizer; new, or empty.
+
+    Raises:
+        UserError: `name` is not the folder of an adapter, or `out` holds something.
+    """
+    if not (Path(name) / ADAPTER).exists():
+        raise UserError(f"merge: {name!r} is not the folder of an adapter (no {ADAPTER} in it).")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"merge: --out {out} is there and not empty.")
+    student = load_student(name)
+    student.model = merge_adapters(student.model)
+    student.save(out)
 
 
 def _without_origin(model: Any) -> Any:
