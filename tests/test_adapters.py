@@ -111,9 +111,7 @@ def test_an_adapter_on_the_head_changes_the_logits_and_is_trained(base, tmp_path
     wanted = hidden @ (head.base_layer.weight + 8 / 4 * b @ a).T
     torch.testing.assert_close(after, wanted.detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
-    merge(
-        str(tmp_path), tmp_path / "whole"
-    )  # the embedding, tied to the head, stays
+    merge(str(tmp_path), tmp_path / "whole")  # the embedding, tied to the head, stays
     whole = load_student(str(tmp_path / "whole"))
     torch.testing.assert_close(logits(whole), after, rtol=1e-4, atol=1e-4)
 

@@ -60,13 +60,14 @@ def describe(student: Student) -> dict[str, Any]:
 def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
     """Returns how long some examples are, in tokens.
 
-    rationale_tokens and prompt_tokens are sums; the others are lengths of one rationale, prompt, or
-    row of both.
+    rationale_tokens, answer_tokens and prompt_tokens are sums; the others are lengths of one
+    rationale, one prompt, or one row of both.
     """
     rationales = np.array([sum(map(len, x.units)) for x in examples])
     prompts = np.array([len(x.prompt) for x in examples])
     return {
         "rationale_tokens": int(rationales.sum()),
+        "answer_tokens": sum(len(x.units[-1]) for x in examples),
         "prompt_tokens": int(prompts.sum()),
         "median_rationale": int(np.median(rationales)),
         "rationale_99": int(np.quantile(rationales, 0.99, method="higher")),

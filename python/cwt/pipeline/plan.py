@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from cwt.data.example import Example
 from cwt.files import read_json, write_json
 from cwt.pipeline.fit import device_of, saved_shape, written_tokens
 from cwt.pipeline.methods import METHODS, Method, parent_of
@@ -103,14 +102,13 @@ def _row(ws: Workspace, method: Method, lengths: dict[str, int]) -> RowPlan:
     recipe = recipe_of(ws, method)
     if parent_of(method, ws.config):
         recipe = continued_recipe(ws, method, ws.config.skip.rounds)
-    examples = ws.examples("train")
     loss, processed = lengths["rationale_tokens"], _processed(ws, method, lengths)
-    samples = len(examples)
+    samples = read_json(ws.data_record)["train"]
     if recipe.target == "chunk":
         chunkings = read_json(ws.chunks_record)["chunkings"]
         samples = round(samples * chunkings[method.chunking or ws.config.chunk.method]["chunks"])
     if recipe.target == "answer":
-        loss = _answer_tokens(examples, lengths)
+        loss = lengths["answer_tokens"]
         processed = lengths["prompt_tokens"] + loss
     passes = _passes(recipe, loss, processed, samples)
     return RowPlan(
@@ -147,13 +145,6 @@ def _processed(ws: Workspace, method: Method, lengths: dict[str, int]) -> int:
     unit = lengths["rationale_tokens"] / sum(len(e.units) for e in examples)
     ends = itertools.chain.from_iterable((e.boundaries or (0, len(e.units)))[1:] for e in examples)
     return round(sum(prompt + unit * end for end in ends))
-
-
-def _answer_tokens(examples: Sequence[Example], lengths: dict[str, int]) -> int:
-    """Returns the tokens of all answers, taking a character of a rationale for as long as any."""
-    of_answers = sum(len(e.units[-1]) for e in examples)
-    of_all = sum(len(unit) for e in examples for unit in e.units)
-    return max(1, round(lengths["rationale_tokens"] * of_answers / of_all))
 
 
 def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -> dict[str, int]:
