@@ -154,6 +154,8 @@ class RunConfig:
         tf32: let float32 products on CUDA use TF32.
         batches: passes of so many rows as each stage says, or of as many tokens as fit the memory
             of the device (training: --train.micro-batch-tokens, where given).
+        trackers: told the figures of each training step: auto (tensorboard where it is installed),
+            names of accelerate separated by commas, or nothing.
         methods: rows of the table, comma-separated, or all.
         seed: decides the data, the order of training and the random controls.
         cpu: stay on the CPU even where there is a GPU.
@@ -174,6 +176,7 @@ class RunConfig:
     dtype: Precision = "float32"
     tf32: bool = False
     batches: Literal["rows", "tokens"] = "rows"
+    trackers: str = ""
     methods: str = "all"
     seed: int = 0
     cpu: bool = False

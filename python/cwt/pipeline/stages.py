@@ -135,8 +135,8 @@ def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
     # Whole rationales say nothing of a student that learns to leave sentences out.
     measured = recipe.validations and not method.dropout
     held_out = ws.examples("validation") if measured else []
-    folder = ws.student(method.name)
-    train(open_student(ws), examples, recipe, folder, progress, ws.config.cpu, held_out)
+    folder, c = ws.student(method.name), ws.config
+    train(open_student(ws), examples, recipe, folder, progress, c.cpu, held_out, c.trackers)
 
 
 def train_on(
@@ -158,7 +158,8 @@ def train_on(
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
     examples = shortened_examples(ws, name)
     recipe = continued_recipe(ws, method, rounds)
-    train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
+    folder, c = ws.student(name), ws.config
+    train(open_student(ws, start), examples, recipe, folder, progress, c.cpu, (), c.trackers)
 
 
 def shortened_examples(ws: Workspace, name: str) -> list[Example]:

@@ -22,6 +22,8 @@ from cwt.training.checkpoint import Pace, load_checkpoint, remove_checkpoints, s
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
 from cwt.training.step_log import StepLog
+from cwt.training.trackers import PROJECT, tracker_names
+from cwt.training.trackers import figures as figures_of
 from cwt.training.validation import Validation
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
@@ -52,6 +54,7 @@ def train(
     progress: Progress = quiet,
     cpu: bool = False,
     validation: Sequence[Example] = (),
+    trackers: str = "",
 ) -> Spent:
     """Trains a student in place, writes it to `out`, and returns what that took.
 
@@ -69,10 +72,13 @@ def train(
         cpu: stay on the CPU even where there is a GPU.
         validation: held-out rationales, measured `recipe.validations` times. Training stops when
             they get no better, and the student has its best weights in the end.
+        trackers: names of accelerate, separated by commas, that are told the figures of each step;
+            auto: tensorboard where it is installed, with its files in out/cwt.
 
     Raises:
         UserError: fewer samples in a step than processes, no sample within max_length, a checkpoint
-            of another recipe in `out`, or a student that is worse on validation than it started.
+            of another recipe in `out`, a tracker that is not there, or a student that is worse on
+            validation than it started.
 
     Example:
         >>> import tempfile, cwt
@@ -83,7 +89,8 @@ def train(
         >>> spent.loss_tokens >= 200
         True
     """
-    accelerator = Accelerator(cpu=cpu)
+    names = tracker_names(trackers)
+    accelerator = Accelerator(cpu=cpu, log_with=names or None, project_dir=str(out))
     if recipe.batch_size < accelerator.num_processes:
         raise UserError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes "
@@ -96,6 +103,8 @@ def train(
     run = _Run(accelerator, student, sampler, recipe, held_out)
     if run.main:
         run.log = StepLog(out / "train_log.jsonl")
+    if names:
+        accelerator.init_trackers(PROJECT)
     with run.logging():
         run.go_on(out, progress)
     if run.main:
@@ -158,6 +167,8 @@ class _Run:
         finally:
             if self.log:
                 self.log.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def go_on(self, out: Path, progress: Progress) -> None:
         """Trains from the last checkpoint until the budget is spent."""
@@ -180,6 +191,8 @@ class _Run:
             row = self.row(figures) | measured
             if self.log:
                 self.log.write(row)
+            if self.accelerator.trackers:
+                self.accelerator.log(figures_of(row), step=row["step"])
             progress(share, _told(row))
             if self.agreed(pace.due(now)):
                 if self.log:
