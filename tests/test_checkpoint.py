@@ -23,12 +23,13 @@ sys.path[:0] = sys.argv[3:]
 import itertools, os, signal, time, types
 from dataclasses import replace
 from pathlib import Path
-from cwt.training import loop, step_log
+from cwt.training import checkpoint, loop, step_log
 from train_cases import RECIPE, trained
 
 out, how = Path(sys.argv[1]), sys.argv[2]
 ticks = itertools.count()
 loop.time = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+checkpoint._SHARE_OF_SAVING = 0
 step_log._FLUSH_SECONDS = -1.0  # so that the log has rows from after the checkpoint
 steps, move = itertools.count(1), os.replace
 

@@ -45,7 +45,7 @@ def test_unknown_command_flag_and_preset(capsys, tmp_path):
     assert "--method STR" in misused(capsys, "train", "--out", tmp_path / "o")
     out = tmp_path / "o"
     line = fails(capsys, "run", "--preset", "huge", "--out", out)
-    assert "preset must be one of default, quick, got 'huge'" in line
+    assert "preset must be one of default, quick, real, got 'huge'" in line
     assert not out.exists()
 
 
@@ -97,7 +97,7 @@ def test_folders_that_are_not_students(capsys, tmp_path):
     assert "no such folder" in fails(capsys, "run", "--student", absent, "--out", out)
     (tmp_path / "empty").mkdir()
     line = fails(capsys, "run", "--student", tmp_path / "empty", "--out", out)
-    assert "wanted a folder with config.json (save_pretrained) or one .gguf file" in line
+    assert "wanted a folder with config.json (save_pretrained), adapter_config.json (peft)" in line
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/config.json").write_text("{}")
     assert "cannot be loaded" in fails(capsys, "run", "--student", tmp_path / "bad", "--out", out)
@@ -165,7 +165,10 @@ def test_values_come_from_preset_then_file_then_flags(capsys, tmp_path):
         ("train:\n  budget: many", "train.budget: Input should be a valid integer"),
         ("train:\n  budget: 0", "train: budget must be at least 1, got 0"),
         ("train: 3", "train: wanted a mapping of options, got 3"),
-        ("chunk:\n  method: kmeans", "chunk.method: Input should be 'ac', 'dp', 'sbc' or"),
+        (
+            "chunk:\n  method: kmeans",
+            "chunk.method: Input should be 'ac', 'dp', 'sbc', 's",
+        ),
         ("a: [1", "not YAML"),
         ("- 1", "wanted a mapping of options, got list"),
     ],

@@ -109,7 +109,7 @@ def test_a_rerun_computes_nothing_again(finished, capsys):
     main(["run", *SMALL, "--out", str(out)])
     assert capsys.readouterr().out.count("done before") == len(DEFAULT)
     changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
-    assert changed <= {"report.json", "report.md", "report.html", ".lock"}
+    assert changed <= {"report.json", "report.md", "report.html", "run.json", ".lock"}
 
 
 def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):

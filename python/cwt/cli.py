@@ -5,6 +5,7 @@ Finds the command, its defaults and its flags; cwt.commands says what each comma
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,6 +28,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   inspect  show one example: chunks, loss of each, what was skipped and why
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
   export   write training rows for TRL, axolotl and others (--to trl --method CWT)
+  merge    write the whole model of a student trained with --lora
   sweep    run tasks x seeds x methods, write the tables with intervals
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
@@ -67,7 +69,8 @@ def _parse(name: str, argv: list[str]) -> Command:
     """Returns a command with its flags.
 
     What no flag says comes from the run saved in --out, which --preset and --config change, or,
-    where the folder is new, from the defaults, --preset and --config, in this order.
+    where the folder is new, from the preset of the student (default for tiny, real for others),
+    --preset and --config, in this order.
     """
     kind = COMMANDS[name]
     wants_help = any(word in ("-h", "--help") for word in argv)
@@ -84,20 +87,29 @@ def _defaults(name: str, kind: type[AnyCommand], argv: list[str]) -> AnyCommand:
     from cwt.pipeline.workspace import saved_config
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--out", "--preset", "--config"):
+    for flag in ("--out", "--preset", "--config", "--student", "--budget", "--epochs"):
         first.add_argument(flag)
     found, _ = first.parse_known_args(argv)
-    preset = found.preset if kind.begins and found.preset else "default"
+    file = yaml_values(Path(found.config)) if kind.begins and found.config else {}
+    student = found.student or file.get("student") or "tiny"
+    base = "default" if student == "tiny" else "real"
+    preset = found.preset if kind.begins and found.preset else base
     out = Path(found.out or f"runs/{name if name == 'sweep' else preset}")
     saved = None if name == "sweep" else saved_config(out)
+    # --epochs wins over --budget, so a budget that is given forgets epochs that are not.
+    only_budget = found.budget is not None and found.epochs is None
     if not kind.begins:
         sections = {s: getattr(saved, s) for s in kind.sections} if saved else {}
+        if only_budget and "train" in sections:
+            sections["train"] = replace(sections["train"], epochs=0.0)
         return kind(out=out, **sections)
-    config = saved or RunConfig()
-    if found.preset or not saved:
+    config = saved or configured(RunConfig(), preset_values(base), f"preset {base}")
+    if found.preset:
         config = configured(config, preset_values(preset), f"preset {preset}")
     if found.config:
-        config = configured(config, yaml_values(Path(found.config)), found.config)
+        config = configured(config, file, found.config)
+    if only_budget:
+        config = replace(config, train=replace(config.train, epochs=0.0))
     where: dict[str, Any] = {"out": out, "preset": preset}
     if kind is Data:
         mine = {s: getattr(config, s) for s in ("student", "prompt", "seed", "data")}

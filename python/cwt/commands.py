@@ -67,7 +67,8 @@ class Begins(Command):
     """The options of the commands that may begin a run.
 
     Attributes:
-        preset: default, or quick: a look at the whole pipeline in about a minute.
+        preset: default (of tiny), real (of any other student), or quick: a look at the whole
+            pipeline in about a minute.
         file: YAML file of options, nested as config.yaml is.
     """
 
@@ -98,7 +99,7 @@ class Run(Begins):
 
         self.workspace()  # says what is wrong before anything is done
         with Bars() as bars:
-            report = run(self.options, self.out, self.jobs, bars.watch)
+            report = run(self.options, self.out, self.jobs, bars.watch, bars.say)
         print_table(report, str(self.out))
         _print(", ".join(str(self.out / f"report{s}") for s in (".json", ".md", ".html")))
 
@@ -392,6 +393,28 @@ class Export(Command):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merge(Command):
+    """Writes the whole model of a student that was trained with --lora: base and adapters in one.
+
+    Attributes:
+        out: folder of the whole model.
+        student: folder of the adapter, such as runs/mine/students/STT-round-4.
+    """
+
+    stands_alone: ClassVar[bool] = True
+
+    out: Path
+    student: str
+
+    def run(self) -> None:
+        from cwt.students.load import merge, quiet_libraries
+
+        quiet_libraries()
+        merge(self.student, self.out)
+        _print(str(self.out))
+
+
 @dataclass(frozen=True)
 class Sweep(Begins):
     """Runs tasks x seeds x methods, each (task, seed) in a folder of its own, and compares.
@@ -442,5 +465,6 @@ COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "diagnose": Diagnose,
     "export": Export,
+    "merge": Merge,
     "sweep": Sweep,
 }

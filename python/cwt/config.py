@@ -6,7 +6,7 @@ It loads neither torch nor a model, so that `cwt COMMAND --help` is quick.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -15,7 +15,7 @@ from cwt.data.units import UnitKind
 from cwt.errors import UserError
 from cwt.files import write_text
 from cwt.skipping.criterion import SkipCriterion
-from cwt.training.recipe import ChunkOptions, TrainingOptions
+from cwt.training.recipe import ChunkOptions, Precision, TrainingOptions
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -38,9 +38,9 @@ class DataConfig:
         task: generated task: arithmetic, objects, letters or coin.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
         unit: the piece of a rationale that is never cut.
-        train_size: how many training examples, at most.
+        train_size: how many training examples, at most; 0: all rows of --data, 600 generated ones.
         validation_size: how many validation questions, at most; they choose among rounds.
-        test_size: how many test questions, at most.
+        test_size: how many test questions, at most; 0: all of --eval-data, 300 of another source.
     """
 
     file: Annotated[str, short("data")] = ""
@@ -57,8 +57,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         from cwt.data.tasks import TASKS
 
-        _at_least(self, 1, "train_size", "validation_size", "test_size")
-        _at_least(self, 0, "steps")
+        _at_least(self, 1, "validation_size")
+        _at_least(self, 0, "train_size", "test_size", "steps")
         if self.task not in TASKS:
             raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.eval_file and not self.file:
@@ -72,6 +72,8 @@ class TrainConfig(TrainingOptions):
     Attributes:
         budget: how long each method trains, counted in --train.budget-unit.
         epochs: passes over all training rationales, used instead of --budget; 0: use --budget.
+        learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
+            falls linearly to 5 % of the peak. 0: 2e-5, or 1e-4 for --lora.
         parent: row of the table that skip-thinking training (STT) and its controls go on from.
         batch_size: samples a step for answer-only, FTT (full-thinking training, whole rationales),
             STT and its controls.
@@ -123,8 +125,9 @@ class EvalConfig:
     """How students answer the test questions.
 
     Attributes:
-        max_new_tokens: tokens generated per question, at most.
-        batch_size: questions generated at once.
+        max_new_tokens: tokens generated per question, at most; 0: a quarter more than 99 of 100
+            training rationales have.
+        batch_size: questions generated at once, where --batches says rows.
         latency_questions: how many questions are answered one at a time, to measure the latency
             of one answer; 0: do not measure it.
     """
@@ -134,8 +137,8 @@ class EvalConfig:
     latency_questions: int = 20
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_new_tokens", "batch_size")
-        _at_least(self, 0, "latency_questions")
+        _at_least(self, 1, "batch_size")
+        _at_least(self, 0, "max_new_tokens", "latency_questions")
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,16 @@ class RunConfig:
     """Everything that decides the result of a run; config.yaml in its folder holds all of it.
 
     Attributes:
-        student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
+        student: tiny, a Hugging Face, adapter or GGUF folder, or a name on the hub.
         prompt: template of the prompt, with {question} in it.
+        lora: train adapters in place of all weights, such as r=16,alpha=32,targets=auto (of peft).
+        dtype: format of matrix products; weights and averages stay float32. auto: bfloat16 where
+            the device has units for it, else float32.
+        tf32: let float32 products on CUDA use TF32.
+        batches: passes of so many rows as each stage says, or of as many tokens as fit the memory
+            of the device (training: --train.micro-batch-tokens, where given).
+        trackers: told the figures of each training step: auto (tensorboard where it is installed),
+            names of accelerate separated by commas, or nothing.
         methods: rows of the table, comma-separated, or all.
         seed: decides the data, the order of training and the random controls.
         cpu: stay on the CPU even where there is a GPU.
@@ -161,6 +172,11 @@ class RunConfig:
 
     student: str = "tiny"
     prompt: str = "{question}\n"
+    lora: str = ""
+    dtype: Precision = "float32"
+    tf32: bool = False
+    batches: Literal["rows", "tokens"] = "rows"
+    trackers: str = ""
     methods: str = "all"
     seed: int = 0
     cpu: bool = False
@@ -227,6 +243,9 @@ def configured(base: RunConfig, values: dict[str, Any], source: object) -> RunCo
     """
     from pydantic import TypeAdapter, ValidationError
 
+    train = values.get("train")
+    if isinstance(train, dict) and "budget" in train:  # the later of the two ways to say how long
+        values = {**values, "train": {"epochs": 0.0, **train}}
     merged = _merged(dataclasses.asdict(base), values, source)
     try:
         return TypeAdapter(RunConfig).validate_python(merged)

@@ -27,12 +27,25 @@ def part_of(progress: Progress, start: float, end: float, prefix: str = "") -> P
     return told
 
 
+def duration(seconds: float) -> str:
+    """Returns a time for people: 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Bars:
     """Progress bars on a terminal; elsewhere a line every half minute and when a piece is done."""
 
     def __init__(self, log_seconds: float = LOG_SECONDS) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
         self.live, self.log_seconds = console.is_terminal, log_seconds
@@ -41,12 +54,14 @@ class Bars:
             BarColumn(30),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
             disable=not self.live,
         )
         self.tasks: dict[str, Any] = {}
         self.said: dict[str, float] = {}
+        self.begun: dict[str, tuple[float, float]] = {}  # when, and at which share
 
     def __enter__(self) -> "Bars":
         self.bars.start()
@@ -64,14 +79,26 @@ class Bars:
             return
         now = time.monotonic()
         if share >= 1.0:
-            self._say(f"  {name}: {text}")
+            self.say(f"  {name}: {text}")
         elif share > 0 and now - self.said.setdefault(name, now) >= self.log_seconds:
             self.said[name] = now
-            self._say(f"  {name}: {100 * share:.0f} %, {text}")
+            self.say(f"  {name}: {100 * share:.0f} %, {text}{self._left(name, share, now)}")
+        self.begun.setdefault(name, (now, share))
 
     def one(self, name: str) -> Progress:
         """Returns a callback for one piece of work."""
         return lambda share, text: self.watch(name, share, text)
 
-    def _say(self, line: str) -> None:
-        print(line, file=sys.stdout, flush=True)
+    def _left(self, name: str, share: float, now: float) -> str:
+        """Returns how long a piece of work will go on, at the pace so far."""
+        begin, start = self.begun.get(name, (now, share))
+        if share <= start:
+            return ""
+        return f", {duration((now - begin) / (share - start) * (1 - share))} left"
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bars where there are some."""
+        if self.live:
+            self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stdout, flush=True)

@@ -5,12 +5,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.example import Example
 from cwt.data.units import answer_start
+from cwt.errors import UserError
 from cwt.evaluation.statistics import wilson_interval
 from cwt.progress import Progress, quiet
-from cwt.students.student import Student
+from cwt.students.student import Student, group_by_tokens
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def evaluate(
     max_new_tokens: int = 256,
     batch_size: int = 100,
     progress: Progress = quiet,
+    batch_tokens: int = 0,
 ) -> tuple[Score, list[Generation]]:
     """Returns the score of a student on some questions, and what it wrote for each.
 
@@ -67,8 +71,11 @@ def evaluate(
         student: answers greedily.
         examples: questions with answers; their order is kept.
         max_new_tokens: tokens per question, at most.
-        batch_size: questions generated at once; wall time is that of whole batches.
+        batch_size: questions generated at once, at most; 0: no limit. Wall time is that of whole
+            batches.
         progress: called with the share done and what is being done.
+        batch_tokens: tokens of a batch, at most, the longest prompt and max_new_tokens counted for
+            every question; 0: no limit. A batch that does not fit the memory of a GPU is halved.
 
     Example:
         >>> import cwt
@@ -78,18 +85,38 @@ def evaluate(
         (2, 2)
     """
     prompts = [student.prompt(example.question) for example in examples]
-    order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    waiting = group_by_tokens(lengths, batch_tokens, batch_size)[::-1]
     written: dict[int, list[int]] = {}
     seconds = 0.0
-    for at in range(0, len(order), batch_size):
-        part = order[at : at + batch_size]
+    while waiting:
+        part = waiting.pop()
         start = time.perf_counter()
-        rows = student.generate([prompts[i] for i in part], max_new_tokens)
+        rows = _generate_if_it_fits(student, [prompts[i] for i in part], max_new_tokens)
         seconds += time.perf_counter() - start
+        if rows is None:
+            half = len(part) // 2
+            waiting += [part[half:], part[:half]]
+            continue
         written.update(zip(part, rows, strict=True))
-        progress((at + len(part)) / len(order), "generating")
+        progress(len(written) / len(prompts), "generating")
     generations = [grade(student, e, written[i]) for i, e in enumerate(examples)]
     return score(generations, seconds), generations
+
+
+def _generate_if_it_fits(
+    student: Student, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[list[int]] | None:
+    """Returns what the student writes; None where several prompts at once exceed the memory."""
+    try:
+        return student.generate(prompts, max_new_tokens)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise UserError(
+                f"the memory of {student.device} does not suffice to answer one question of "
+                f"{len(prompts[0])} tokens; use a smaller student or --dtype bfloat16."
+            ) from None
+        return None
 
 
 def latency(

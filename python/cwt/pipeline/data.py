@@ -16,6 +16,7 @@ from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.workspace import Workspace
 
 PARTS = ("train", "validation", "test")
+_TRAIN, _TEST = 600, 300  # examples where the configuration says all and there is no file of them
 
 
 def make_data(ws: Workspace) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def make_data(ws: Workspace) -> dict[str, Any]:
     if c.file:
         parts = _import(ws, record, dropped)
     else:
-        sizes = (c.train_size, c.validation_size, c.test_size)
+        sizes = (c.train_size or _TRAIN, c.validation_size, c.test_size or _TEST)
         parts = generate_examples(c.task, sizes, ws.config.seed, c.steps)
     save_config(ws.out / "config.yaml", ws.config)  # from here on the folder is this run's
     for part, examples in zip(PARTS, parts, strict=True):
@@ -59,7 +60,11 @@ def _import(
     imported = _read(c)
     record["rationales_read"] = imported.rows
     asked = _read_questions(c) if c.eval_file else None
-    sizes = (c.train_size, c.validation_size, c.test_size)
+    sizes = (
+        c.train_size or len(imported.examples),
+        c.validation_size,
+        c.test_size or (len(asked.examples) if asked else _TEST),
+    )
     splits = draw_splits(
         imported.examples, asked.examples if asked else None, sizes, ws.config.seed
     )

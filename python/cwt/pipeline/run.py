@@ -1,6 +1,6 @@
 """All stages of a run: the command line, a sweep and a notebook call `run(config, out)`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from cwt.files import read_lines, write_json
 from cwt.pipeline.data import make_data
 from cwt.pipeline.methods import METHODS, needs, selected_methods
 from cwt.pipeline.parallel import default_jobs, run_all
+from cwt.pipeline.plan import make_plan, plan_lines
 from cwt.pipeline.results import write_report
 from cwt.pipeline.stages import (
     evaluate_student,
@@ -25,7 +26,11 @@ from cwt.students.load import check_student
 
 
 def run(
-    config: RunConfig, out: Path | str, jobs: int = 0, watch: Watch = lambda name, share, text: None
+    config: RunConfig,
+    out: Path | str,
+    jobs: int = 0,
+    watch: Watch = lambda name, share, text: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Runs everything that a configuration asks for, and returns the report.
 
@@ -39,6 +44,7 @@ def run(
         jobs: how many methods train side by side, each in a process of its own; 1: one after
             another in this process; 0: one a core for `tiny` on a CPU, else one.
         watch: called with the name of a piece of work, its share done, and what is being done.
+        say: called with each line of the plan, before the training begins.
 
     Returns:
         The contents of report.json; `methods` is the table, one entry a row.
@@ -65,6 +71,8 @@ def run(
         make_data(ws)
         make_chunks(ws, partial(watch, "chunks"))
         watch("chunks", 1.0, "done")
+        for line in plan_lines(make_plan(ws, names)):
+            say(line)
         run_methods(ws, names, jobs or default_jobs(config), watch)
         for name in names:
             watch("latency", names.index(name) / len(names), name)

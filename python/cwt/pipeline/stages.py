@@ -9,21 +9,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
-from accelerate import PartialState
-
+from cwt.config import RunConfig
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import evaluate, latency
 from cwt.files import read_json, write_json, write_lines
-from cwt.pipeline.methods import METHODS, Method, parent_of, round_names
+from cwt.pipeline.fit import (
+    describe,
+    fitted_options,
+    generation_limits,
+    open_student,
+    token_lengths,
+)
+from cwt.pipeline.methods import METHODS, Method, parent_of, round_names, selected_methods
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, skipped_share
 from cwt.skipping.criterion import Decision
 from cwt.skipping.judge import find_skips
 from cwt.skipping.ratify import ratify_skips
-from cwt.students.load import load_student
 from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
@@ -33,36 +38,43 @@ CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
 
 
 def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
-    """Writes chunks/: the boundaries under every chunking method, for comparison and training.
+    """Writes chunks/: the boundaries under every chunking method, or under those that rows need.
+
+    chunks.json also says how long the training examples are, in tokens of the student.
 
     Returns:
-        For each method the mean number of chunks, and the mean over the examples of their cost.
+        For each method the mean number of chunks and, where methods are compared, the mean over the
+        examples of their cost.
     """
-    if ws.chunks_record.exists():
-        return dict(read_json(ws.chunks_record)["chunkings"])
+    saved = dict(read_json(ws.chunks_record)) if ws.chunks_record.exists() else {}
+    record: dict[str, Any] = saved.get("chunkings", {})
+    todo = [method for method in _chunkings(ws.config) if method not in record]
+    if not todo:
+        return record
     examples = ws.examples("train")
     student = open_student(ws)
     segmenter = Segmenter(student, examples, ws.config.chunk)
-    record: dict[str, Any] = {}
-    for i, method in enumerate(CHUNKINGS):
-        progress(i / len(CHUNKINGS), method)
+    for i, method in enumerate(todo):
+        progress(i / len(todo), method)
         cuts = segmenter.boundaries(method)
         rows = [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)]
         write_lines(ws.chunks(method), rows)
-        record[method] = {
-            "chunks": sum(len(b) - 1 for b in cuts) / len(cuts),
-            "cost": segmenter.total_cost(cuts),
-        }
-    tokens = sum(len(unit) for x in segmenter.tokenized for unit in x.units)
-    write_json(ws.chunks_record, {"chunkings": record, "tokens_per_epoch": tokens})
+        record[method] = {"chunks": sum(len(b) - 1 for b in cuts) / len(cuts)}
+        if ws.config.chunk.compare:
+            record[method]["cost"] = segmenter.total_cost(cuts)
+    lengths = token_lengths(segmenter.tokenized)
+    tokens = lengths["rationale_tokens"]
+    facts = {"tokens_per_epoch": tokens, "lengths": lengths, "student": describe(student)}
+    write_json(ws.chunks_record, {"chunkings": record, **facts})
     return record
 
 
-def open_student(ws: Workspace, name: str = "") -> Student:
-    """Returns a student of the run, by default the given one, on this process's device."""
-    source = str(ws.student(name)) if name else ws.config.student
-    student = load_student(source, ws.config.prompt)
-    return student.to(PartialState(cpu=ws.config.cpu).device)
+def _chunkings(config: RunConfig) -> list[ChunkMethod]:
+    """Returns the chunking methods that a run computes, in a fixed order."""
+    if config.chunk.compare:
+        return list(CHUNKINGS)
+    rows = [METHODS[name].chunking for name in selected_methods(config)]
+    return [method for method in CHUNKINGS if method in (config.chunk.method, *rows)]
 
 
 def recipe_of(ws: Workspace, method: Method) -> Recipe:
@@ -75,28 +87,18 @@ def recipe_of(ws: Workspace, method: Method) -> Recipe:
     shared = {name: getattr(c, name) for name in TrainingOptions.__dataclass_fields__}
     recipe = Recipe(
         target=method.target,
-        budget=_budget(ws),
         batch_size=getattr(c, method.batch),
         sentence_dropout=c.sentence_dropout if method.dropout else 0.0,
         seed=ws.config.seed,
-        **shared,
+        **shared | fitted_options(ws),
     )
     if method.budget_unit:
         recipe = replace(recipe, budget_unit=method.budget_unit)
     if method.schedule:
         recipe = replace(recipe, schedule=method.schedule)
     if parent_of(method, ws.config):
-        recipe = replace(recipe, learning_rate=c.learning_rate / 2)
+        recipe = replace(recipe, learning_rate=recipe.learning_rate / 2)
     return recipe
-
-
-def _budget(ws: Workspace) -> int:
-    """Returns the configured budget; epochs are passes over all tokens of the rationales."""
-    c = ws.config.train
-    if not c.epochs:
-        return c.budget
-    tokens: int = read_json(ws.chunks_record)["tokens_per_epoch"]
-    return max(1, round(c.epochs * tokens))
 
 
 def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
@@ -130,7 +132,11 @@ def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
         return
     examples = ws.training_examples(method.chunking)
     recipe = recipe_of(ws, method)
-    train(open_student(ws), examples, recipe, ws.student(method.name), progress, ws.config.cpu)
+    # Whole rationales say nothing of a student that learns to leave sentences out.
+    measured = recipe.validations and not method.dropout
+    held_out = ws.examples("validation") if measured else []
+    folder, c = ws.student(method.name), ws.config
+    train(open_student(ws), examples, recipe, folder, progress, c.cpu, held_out, c.trackers)
 
 
 def train_on(
@@ -152,7 +158,8 @@ def train_on(
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
     examples = shortened_examples(ws, name)
     recipe = continued_recipe(ws, method, rounds)
-    train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
+    folder, c = ws.student(name), ws.config
+    train(open_student(ws, start), examples, recipe, folder, progress, c.cpu, (), c.trackers)
 
 
 def shortened_examples(ws: Workspace, name: str) -> list[Example]:
@@ -275,8 +282,9 @@ def evaluate_student(
     if path.exists():
         return dict(read_json(path))
     student = _trained_student(ws, name)
-    c = ws.config.eval
-    score, written = evaluate(student, ws.examples(part), c.max_new_tokens, c.batch_size, progress)
+    questions = ws.examples(part)
+    limits = generation_limits(ws, student, questions)
+    score, written = evaluate(student, questions, progress=progress, **asdict(limits))
     write_lines(ws.generations(name, part), (asdict(g) for g in written))
     write_json(path, asdict(score))
     return asdict(score)
@@ -289,7 +297,8 @@ def measure_latency(ws: Workspace, name: str) -> None:
         return
     student = _trained_student(ws, name)
     questions = ws.examples("test")[: c.latency_questions]
-    seconds = latency(student, questions, c.max_new_tokens)
+    limits = generation_limits(ws, student, questions)
+    seconds = latency(student, questions, limits.max_new_tokens)
     write_json(ws.latency(name), {"seconds": seconds, "questions": len(questions)})
 
 

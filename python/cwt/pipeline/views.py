@@ -6,8 +6,8 @@ from typing import Any
 
 from cwt.errors import UserError
 from cwt.files import read_json, read_lines, write_json
+from cwt.pipeline.fit import open_student
 from cwt.pipeline.methods import METHODS, lineage, round_names
-from cwt.pipeline.stages import open_student
 from cwt.pipeline.workspace import Workspace
 from cwt.report.examples import ExampleView, UnitView
 from cwt.training.chunking import unit_nll

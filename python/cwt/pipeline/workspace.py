@@ -15,7 +15,9 @@ from cwt.errors import UserError
 from cwt.files import read_json, read_lines
 
 # Options that choose which results there are, or how they are computed, but change none.
-_MAY_CHANGE = {"methods", "cpu", "train.checkpoint_seconds", "eval.latency_questions"}
+_MAY_CHANGE = {
+    "methods", "cpu", "trackers", "train.checkpoint_seconds", "eval.latency_questions",
+}  # fmt: skip
 
 # The options of a stage are fixed once it has written these files; all others, once there is data.
 _FIXED_BY = {
@@ -40,6 +42,7 @@ class Workspace:
     latency/<name>.json              wall time of one answer alone
     diagnostics/<name>.json          gradients by chunk and role, sharpness
     export/<to>/<row>-<what>.jsonl   rows for other trainers
+    run.json                         the plan, versions, git commit
     views.json                       examples as the report shows them
     report.json, report.md, report.html
     """

@@ -242,9 +242,12 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     ]
     chunking = report["chunking"]
     if chunking:
-        costs = ", ".join(f"{name} {found['cost']:.3f}" for name, found in chunking.items())
+        costs = ", ".join(
+            f"{name} {found['cost']:.3f}" for name, found in chunking.items() if "cost" in found
+        )
         objective = report["config"]["chunk"]["objective"]
-        lines.append(f"Chunk costs ({objective}), mean of the sums: {costs}.")
+        if costs:
+            lines.append(f"Chunk costs ({objective}), mean of the sums: {costs}.")
     return lines
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from cwt.data.example import Example
+from cwt.students.adapters import is_adapted
+from cwt.students.precision import autocast
 from cwt.students.student import Student
 from cwt.students.tokenized import (
     Batch,
@@ -24,13 +26,22 @@ class CausalStudent:
     """A causal language model with its tokenizer and prompt; implements `Student`.
 
     Args:
-        model: any causal model with output embeddings.
+        model: any causal model with output embeddings, or one with peft's adapters in it.
         tokenizer: of the model, with the prompt.
+        dtype: format of the matrix products of every pass (autocast).
+        pass_tokens: padded tokens of one scoring pass, at most; 0: the caller counts rows.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PromptTokenizer) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PromptTokenizer,
+        dtype: torch.dtype = torch.float32,
+        pass_tokens: int = 0,
+    ) -> None:
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.dtype, self.pass_tokens = dtype, pass_tokens
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +77,7 @@ class CausalStudent:
         return last
 
     def _call(self, batch: Batch, model: torch.nn.Module | None = None, **options: Any) -> Any:
-        with logits_only_at(self.model, batch.bears_loss):
+        with logits_only_at(self.model, batch.bears_loss), autocast(self.device, self.dtype):
             return (model or self.model)(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -82,15 +93,13 @@ class CausalStudent:
         # Padded on the left, so that all go on from the same column.
         ids = pad_sequence(rows, True, pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
-        out = self.model.generate(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=eos,
-            pad_token_id=pad,
-        )
+        model = _without_adapter_wrapper(self.model)
+        with _greedy(model, eos, pad), autocast(self.device, self.dtype):
+            out = model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                max_new_tokens=max_new_tokens,
+            )
         written = out[:, ids.shape[1] :].tolist()
         return [row[: row.index(eos) + 1] if eos in row else row for row in written]
 
@@ -98,8 +107,33 @@ class CausalStudent:
         return bool(ids) and ids[-1] == self.tokenizer.eos
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        if is_adapted(self.model):  # no vocabulary is added, so embeddings stay the base's
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.tokenizer.save_pretrained(folder)
+
+
+def _without_adapter_wrapper(model: Any) -> Any:
+    """Returns the transformers model, whose layers hold the adapters; peft wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _greedy(model: Any, eos: int, pad: int) -> Iterator[None]:
+    """Inside this context the model generates the likeliest tokens, whatever its own configuration.
+
+    generation_config.json may hold sampling, penalties or forbidden words; generate() would apply
+    those that the caller does not set.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=eos, pad_token_id=pad
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextmanager

@@ -15,6 +15,14 @@ from transformers import (
 from transformers.utils import logging
 
 from cwt.errors import UserError
+from cwt.students.adapters import (
+    ADAPTER,
+    add_adapters,
+    base_of,
+    load_adapters,
+    merge_adapters,
+    parse_lora,
+)
 from cwt.students.causal import CausalStudent
 from cwt.students.tokenized import PromptTokenizer
 
@@ -39,12 +47,15 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
         return name, {}  # a name on the hub
     if not path.is_dir():
         raise UserError(f"student {name!r}: no such folder.")
+    if (path / ADAPTER).exists():
+        return check_student(base_of(path))
     if not (path / "config.json").exists():
         gguf = sorted(path.glob("*.gguf"))
         if len(gguf) != 1:
             raise UserError(
-                f"student {name!r}: wanted a folder with config.json (save_pretrained) or one "
-                f".gguf file, found {len(gguf)} .gguf files and no config.json."
+                f"student {name!r}: wanted a folder with config.json (save_pretrained), "
+                f"adapter_config.json (peft) or one .gguf file, found {len(gguf)} .gguf files and "
+                "none of the others."
             )
         return str(path), {"gguf_file": gguf[0].name}
     with _loading(name):
@@ -66,17 +77,19 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"student {name!r} cannot be loaded: {reason}") from error
 
 
-def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
-    """Returns a student in float32, on the CPU.
+def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> CausalStudent:
+    """Returns a student with weights in float32, on the CPU.
 
     Args:
-        name: `tiny`, a folder made by save_pretrained, a folder that holds one .gguf file, or the
-            name of a model on the hub.
+        name: `tiny`, a folder made by save_pretrained, an adapter's folder (its base is loaded too,
+            and frozen), a folder that holds one .gguf file, or the name of a model on the hub.
         prompt: template of the prompt, with {question} in it.
+        lora: adapters to put in, such as r=16,alpha=32,targets=auto; empty: none. A student that
+            has adapters keeps those.
 
     Raises:
         UserError: it cannot be loaded, its tokenizer has more tokens than its embedding rows or no
-            end-of-sequence token, or the prompt has no {question}.
+            end-of-sequence token, the prompt has no {question}, or adapters cannot be put in.
 
     Example:
         >>> student = load_student("tiny")
@@ -95,6 +108,12 @@ def load_student(name: str, prompt: str = "{question}\n") -> CausalStudent:
             f"student {name!r}: its tokenizer has {len(prompts.tokenizer)} tokens, its embedding "
             f"{vocabulary} rows; they do not belong together."
         )
+    if (Path(name) / ADAPTER).exists():
+        with _loading(name):
+            model = load_adapters(model, Path(name))
+    elif lora:
+        base = str(Path(name).resolve()) if Path(name).is_dir() else name
+        model = add_adapters(model, parse_lora(lora), base)
     return CausalStudent(model, prompts)
 
 
@@ -109,9 +128,31 @@ def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
         UserError: it cannot be loaded, has no end-of-sequence token, or the prompt no {question}.
     """
     source, extra = check_student(name)
+    folder = Path(name)
+    if (folder / ADAPTER).exists() and (folder / "tokenizer_config.json").exists():
+        source, extra = name, {}
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     return PromptTokenizer(tokenizer, prompt)
+
+
+def merge(name: str, out: Path) -> None:
+    """Writes a student without adapters, which gives the logits of one with them.
+
+    Args:
+        name: folder of an adapter, whose base is found by the name in it.
+        out: folder for the whole model with its tokenizer; new, or empty.
+
+    Raises:
+        UserError: `name` is not the folder of an adapter, or `out` holds something.
+    """
+    if not (Path(name) / ADAPTER).exists():
+        raise UserError(f"merge: {name!r} is not the folder of an adapter (no {ADAPTER} in it).")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"merge: --out {out} is there and not empty.")
+    student = load_student(name)
+    student.model = merge_adapters(student.model)
+    student.save(out)
 
 
 def _without_origin(model: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from cwt.data.example import Example
+from cwt.errors import UserError
 from cwt.students.tokenized import Batch, TokenizedExample, TokenSequence
 
 
@@ -15,9 +16,13 @@ class Student(Protocol):
 
     Attributes:
         model: the torch module that is trained.
+        dtype: format of the matrix products of every pass.
+        pass_tokens: padded tokens of one scoring pass, at most; 0: the caller counts rows.
     """
 
     model: torch.nn.Module
+    dtype: torch.dtype
+    pass_tokens: int
 
     @property
     def device(self) -> torch.device:
@@ -62,20 +67,44 @@ class Student(Protocol):
         """Writes a folder that `load_student` opens."""
 
 
+def group_by_tokens(lengths: Sequence[int], tokens: int, rows: int = 0) -> list[list[int]]:
+    """Returns the indices of some rows in groups, the shortest first.
+
+    A group is one padded batch: its rows times its longest row are at most `tokens`, except where
+    one row alone is longer.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: padded tokens of a group, at most; 0: no limit.
+        rows: rows of a group, at most; 0: no limit.
+
+    Example:
+        >>> group_by_tokens([5, 1, 2, 9], tokens=6)
+        [[1, 2], [0], [3]]
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        full = not groups or (rows and len(groups[-1]) >= rows)
+        if full or (tokens and (len(groups[-1]) + 1) * lengths[i] > tokens):
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
 def iterate_batches(
     student: Student, sequences: Sequence[TokenSequence], batch_size: int
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yields (indices of some sequences, their batch), the shortest first.
 
     Args:
-        student: is put into evaluation mode.
+        student: is put into evaluation mode; its pass_tokens limits a batch.
         sequences: the rows.
-        batch_size: rows of one forward pass.
+        batch_size: rows of one forward pass, where the student has no pass_tokens.
     """
     student.model.eval()
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
-    for at in range(0, len(order), batch_size):
-        part = order[at : at + batch_size]
+    lengths = [len(s.ids) for s in sequences]
+    tokens = student.pass_tokens
+    for part in group_by_tokens(lengths, tokens, 0 if tokens else batch_size):
         yield part, student.collate([sequences[i] for i in part])
 
 
@@ -83,6 +112,30 @@ def iterate_batches(
 def iterate_logits(
     student: Student, sequences: Sequence[TokenSequence], batch_size: int
 ) -> Iterator[tuple[list[int], Batch, torch.Tensor]]:
-    """Yields (indices of some sequences, their batch, its logits (n, V)), the shortest first."""
-    for part, batch in iterate_batches(student, sequences, batch_size):
-        yield part, batch, student.logits_at(batch)
+    """Yields (indices of some sequences, their batch, its logits (n, V)), the shortest first.
+
+    A batch that does not fit the memory of a GPU is halved.
+    """
+    for part, whole in iterate_batches(student, sequences, batch_size):
+        waiting: list[tuple[list[int], Batch | None]] = [(part, whole)]
+        while waiting:
+            rows, ready = waiting.pop()
+            batch = ready or student.collate([sequences[i] for i in rows])
+            logits = _logits_if_they_fit(student, batch)
+            if logits is not None:
+                yield rows, batch, logits
+                continue
+            half = len(rows) // 2
+            if not half:
+                raise UserError(
+                    f"a row of {len(sequences[rows[0]].ids)} tokens does not fit the memory of "
+                    f"{student.device}; use a smaller student, --dtype bfloat16 or shorter data."
+                )
+            waiting += [(rows[half:], None), (rows[:half], None)]
+
+
+def _logits_if_they_fit(student: Student, batch: Batch) -> torch.Tensor | None:
+    try:
+        return student.logits_at(batch)
+    except torch.OutOfMemoryError:
+        return None

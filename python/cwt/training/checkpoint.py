@@ -15,7 +15,30 @@ from cwt.training.recipe import Recipe
 
 _CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_MAY_DIFFER = {"checkpoint_seconds"}  # says when to save, not what
+# How it is computed, not what: where they differ the result is the same, to rounding.
+_MAY_DIFFER = {"checkpoint_seconds", "micro_batch_tokens", "gradient_checkpointing"}
+_SHARE_OF_SAVING = 20  # times what the last checkpoint took lie between two of them, at least
+
+
+class Pace:
+    """Says when the next checkpoint is due.
+
+    Args:
+        seconds: between two checkpoints, at least; 0: after every step, whatever it takes.
+        now: the time at which the run begins, in seconds.
+    """
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self.seconds, self.last, self.cost = seconds, now, 0.0
+
+    def due(self, now: float) -> bool:
+        """Returns whether to save now; saving takes about a twentieth of the time, at most."""
+        least = max(self.seconds, _SHARE_OF_SAVING * self.cost) if self.seconds else 0.0
+        return now - self.last > least
+
+    def saved(self, begin: float, end: float) -> None:
+        """Records when a checkpoint was saved."""
+        self.last, self.cost = end, end - begin
 
 
 def save_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe, step: int) -> None:

@@ -1,8 +1,8 @@
 """Groups the units of a rationale into chunks.
 
-Average chunking (AC) divides evenly. Dynamic programming (DP) finds the most coherent chunks.
-Search-based chunking (SBC) moves one boundary at a time; `sbc-exact` finds the optimum of its
-objective.
+Average chunking (AC) divides evenly by units, `length` evenly by tokens. Dynamic programming (DP)
+finds the most coherent chunks. Search-based chunking (SBC) moves one boundary at a time;
+`sbc-exact` finds the optimum of its objective.
 """
 
 import itertools
@@ -75,6 +75,20 @@ def chunk_costs(nll: np.ndarray, tokens: np.ndarray, objective: Objective) -> np
     sums = total[j] - total[i]
     per = np.maximum(count[j] - count[i], 1) if objective == "mean" else 1
     return np.where(j > i, sums / per, 0.0)
+
+
+def length_costs(tokens: np.ndarray) -> np.ndarray:
+    """Returns the (n + 1, n + 1) costs c(i, j) whose least sum has chunks of equal length.
+
+    The cost of a chunk is the square of its tokens: their sum is given, so the sum of squares is
+    least where they differ least.
+
+    Args:
+        tokens: (n,) int64, number of tokens of each unit.
+    """
+    ends = np.concatenate([[0], np.cumsum(tokens)]).astype(float)
+    costs: np.ndarray = np.triu(ends[None, :] - ends[:, None]) ** 2
+    return costs
 
 
 def chunk(
@@ -206,8 +220,15 @@ class Segmenter:
         """The costs of all chunks of every example under the objective."""
         nlls = unit_nll(self.student, self.tokenized, self.batch_size)
         return [
-            chunk_costs(nll[:n], np.array([len(u) for u in x.units[:n]]), self.options.objective)
-            for nll, x, n in zip(nlls, self.tokenized, self.lengths, strict=True)
+            chunk_costs(nll[:n], tokens, self.options.objective)
+            for nll, tokens, n in zip(nlls, self.tokens(), self.lengths, strict=True)
+        ]
+
+    def tokens(self) -> list[np.ndarray]:
+        """Returns how many tokens each unit before the answer has, for every example."""
+        return [
+            np.array([len(unit) for unit in x.units[:n]], dtype=np.int64)
+            for x, n in zip(self.tokenized, self.lengths, strict=True)
         ]
 
     def vectors(self) -> list[np.ndarray]:
@@ -227,6 +248,8 @@ class Segmenter:
             cuts = [search_chunks(c, s) for c, s in zip(self.costs, self.start, strict=True)]
         elif method == "sbc-exact":
             cuts = self._optima(self.costs, "cost")
+        elif method == "length":
+            cuts = self._optima([length_costs(t) for t in self.tokens()], "cost")
         return [[*map(int, c), len(e.units)] for c, e in zip(cuts, self.examples, strict=True)]
 
     def _optima(self, inputs: Sequence[np.ndarray], kind: Kind) -> list[list[int]]:

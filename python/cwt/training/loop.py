@@ -16,12 +16,15 @@ from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import write_json
 from cwt.progress import Progress, quiet
-from cwt.students.student import Student
+from cwt.students.student import Student, group_by_tokens
 from cwt.students.tokenized import TokenSequence
-from cwt.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from cwt.training.checkpoint import Pace, load_checkpoint, remove_checkpoints, save_checkpoint
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
 from cwt.training.step_log import StepLog
+from cwt.training.trackers import PROJECT, tracker_names
+from cwt.training.trackers import figures as figures_of
+from cwt.training.validation import Validation
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
 
@@ -50,6 +53,8 @@ def train(
     out: Path,
     progress: Progress = quiet,
     cpu: bool = False,
+    validation: Sequence[Example] = (),
+    trackers: str = "",
 ) -> Spent:
     """Trains a student in place, writes it to `out`, and returns what that took.
 
@@ -65,10 +70,15 @@ def train(
         out: folder of this training run.
         progress: called with the share of the budget spent, and the loss.
         cpu: stay on the CPU even where there is a GPU.
+        validation: held-out rationales, measured `recipe.validations` times. Training stops when
+            they get no better, and the student has its best weights in the end.
+        trackers: names of accelerate, separated by commas, that are told the figures of each step;
+            auto: tensorboard where it is installed, with its files in out/cwt.
 
     Raises:
-        UserError: fewer samples in a step than processes, no sample within max_length, or a
-            checkpoint of another recipe in `out`.
+        UserError: fewer samples in a step than processes, no sample within max_length, a checkpoint
+            of another recipe in `out`, a tracker that is not there, or a student that is worse on
+            validation than it started.
 
     Example:
         >>> import tempfile, cwt
@@ -79,7 +89,8 @@ def train(
         >>> spent.loss_tokens >= 200
         True
     """
-    accelerator = Accelerator(cpu=cpu)
+    names = tracker_names(trackers)
+    accelerator = Accelerator(cpu=cpu, log_with=names or None, project_dir=str(out))
     if recipe.batch_size < accelerator.num_processes:
         raise UserError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes "
@@ -88,16 +99,23 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     sampler = Sampler([student.tokenize(e) for e in examples], recipe)
-    run = _Run(accelerator, student, sampler, recipe)
+    held_out = Validation(student, [student.tokenize(e) for e in validation], recipe, out)
+    run = _Run(accelerator, student, sampler, recipe, held_out)
     if run.main:
         run.log = StepLog(out / "train_log.jsonl")
+    if names:
+        accelerator.init_trackers(PROJECT)
     with run.logging():
         run.go_on(out, progress)
     if run.main:
         student.save(out)
         record = {"recipe": asdict(recipe), **asdict(run.spent), "dropped": sampler.dropped}
+        if held_out.measured.history:
+            record["validation"] = held_out.measured.history
+            record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
         write_json(out / "train.json", record)
         remove_checkpoints(out)
+        held_out.clean()
     accelerator.wait_for_everyone()
     return run.spent
 
@@ -106,21 +124,31 @@ class _Run:
     """A training run in progress; its state is part of a checkpoint."""
 
     def __init__(
-        self, accelerator: Accelerator, student: Student, sampler: Sampler, recipe: Recipe
+        self,
+        accelerator: Accelerator,
+        student: Student,
+        sampler: Sampler,
+        recipe: Recipe,
+        held_out: Validation,
     ) -> None:
         optimizer = torch.optim.AdamW(
-            student.model.parameters(),
+            [p for p in student.model.parameters() if p.requires_grad],
             recipe.learning_rate,
             (0.9, 0.98),
             weight_decay=recipe.weight_decay,
             fused=True,
         )
         self.accelerator, self.student, self.recipe = accelerator, student, recipe
+        if recipe.gradient_checkpointing:
+            _checkpoint_activations(student.model)
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
-        self.sampler = sampler
+        self.sampler, self.held_out = sampler, held_out
+        half = student.dtype == torch.float16  # its gradients underflow unless they are scaled
+        self.scaler = torch.amp.GradScaler(student.device.type, enabled=half)
         self.spent = Spent()
         self.log: StepLog | None = None
-        accelerator.register_for_checkpointing(self, sampler)
+        more = [*([held_out] if held_out.rows else []), *([self.scaler] if half else [])]
+        accelerator.register_for_checkpointing(self, sampler, *more)
 
     @property
     def main(self) -> bool:
@@ -139,6 +167,8 @@ class _Run:
         finally:
             if self.log:
                 self.log.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def go_on(self, out: Path, progress: Progress) -> None:
         """Trains from the last checkpoint until the budget is spent."""
@@ -146,21 +176,41 @@ class _Run:
         if self.log:
             self.log.begin(after=self.spent.optimizer_steps)
         self.model.train()
-        mark = saved = time.perf_counter()
-        while (share := self.share()) < 1:
+        self.validate()
+        mark = time.perf_counter()
+        pace = Pace(self.recipe.checkpoint_seconds, mark)
+        while (share := self.share()) < 1 and not self.enough():
             self.set_learning_rate(share)
             figures = self.step()
             now = time.perf_counter()
             self.spent.train_seconds += now - mark
             mark = now
+            measured = self.validate()
+            if measured:
+                mark = time.perf_counter()
+            row = self.row(figures) | measured
             if self.log:
-                self.log.write(self.row(figures))
-            progress(share, f"loss {figures['loss']:.3f}")
-            if self.agreed(now - saved > self.recipe.checkpoint_seconds):
+                self.log.write(row)
+            if self.accelerator.trackers:
+                self.accelerator.log(figures_of(row), step=row["step"])
+            progress(share, _told(row))
+            if self.agreed(pace.due(now)):
                 if self.log:
                     self.log.flush()
                 save_checkpoint(self.accelerator, out, self.recipe, self.spent.optimizer_steps)
-                mark = saved = time.perf_counter()
+                mark = time.perf_counter()
+                pace.saved(now, mark)
+        self.accelerator.wait_for_everyone()
+        self.held_out.finish()
+
+    def validate(self) -> dict[str, float]:
+        """Measures the loss on validation where it is time to; returns what goes into the log."""
+        if not self.held_out.due(self.share()):
+            return {}
+        return self.held_out.measure(self.spent.optimizer_steps, self.main)
+
+    def enough(self) -> bool:
+        return bool(self.held_out.rows) and self.agreed(self.held_out.out_of_patience)
 
     def agreed(self, wanted: bool) -> bool:
         """Returns what the first process wants, because clocks differ between processes."""
@@ -169,7 +219,11 @@ class _Run:
         return bool(broadcast_object_list([wanted])[0])
 
     def share(self) -> float:
-        return float(getattr(self.spent, self.recipe.budget_unit) / self.recipe.budget)
+        if self.recipe.budget_unit == "epochs":
+            spent = self.spent.loss_tokens / self.sampler.epoch_tokens
+        else:
+            spent = getattr(self.spent, self.recipe.budget_unit)
+        return float(spent / self.recipe.budget)
 
     def set_learning_rate(self, share: float) -> None:
         factor = min(share / 0.05 + 0.02, 1.0) * max(0.05, 1 - share)
@@ -181,9 +235,7 @@ class _Run:
         samples = self.sampler.draw()
         count = sum(s.loss_tokens for s in samples)
         processes = self.accelerator.num_processes
-        mine = samples[self.accelerator.process_index :: processes]
-        size = self.recipe.micro_batch_size or len(samples)
-        parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+        parts = self.micro_batches(samples[self.accelerator.process_index :: processes])
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
         measures = len(parts) == processes == 1
         measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
@@ -194,11 +246,13 @@ class _Run:
             with self.accelerator.no_sync(self.model) if wait else nullcontext():
                 result = self.loss(part, count, measures)
                 # DDP averages gradients over processes, the step wants their sum.
-                self.accelerator.backward(result.loss * processes)
+                self.accelerator.backward(self.scaler.scale(result.loss * processes))
             loss += float(result.loss.detach())
             stats = stats.to(result.loss.device) + _table(result)
+        self.scaler.unscale_(self.optimizer)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.spent.optimizer_steps += 1
         self.spent.loss_tokens += count
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
@@ -206,6 +260,14 @@ class _Run:
         tokens, _, norms = stats.tolist()
         self.sampler.observe(tokens, norms)
         return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
+
+    def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
+        """Returns the samples of a step on this process as they go through the model."""
+        if tokens := self.recipe.micro_batch_tokens:
+            groups = group_by_tokens([len(s.ids) for s in samples], tokens)
+            return [[samples[i] for i in group] for group in groups]
+        size = self.recipe.micro_batch_size or len(samples)
+        return [samples[i : i + size] for i in range(0, len(samples), size)]
 
     def loss(
         self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
@@ -238,6 +300,23 @@ class _Run:
             "chunk_grad_norm": [round(v, 4) for v in norm],
             **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
         }
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Makes a model of transformers hold the inputs of its layers alone in the forward pass."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
+
+
+def _told(row: dict[str, Any]) -> str:
+    """Returns what a person is told of a step."""
+    told = f"loss {row['loss']:.3f}"
+    if "validation_loss" in row:
+        told += f", validation loss {row['validation_loss']:.3f}"
+    return told
 
 
 def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:

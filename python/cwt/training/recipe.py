@@ -5,11 +5,12 @@ from typing import Literal
 
 from cwt.errors import UserError
 
-ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact"]
+ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact", "length"]
 Objective = Literal["mean", "sum"]
 Target = Literal["answer", "rationale", "chunk"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
-BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps"]
+BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps", "epochs"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -18,19 +19,22 @@ class ChunkOptions:
 
     Attributes:
         method: ac (average chunking: evenly), dp (most coherent by dynamic programming), sbc
-            (search-based chunking: moves one boundary at a time) or sbc-exact (the optimum of its
-            objective).
+            (search-based chunking: moves one boundary at a time), sbc-exact (the optimum of its
+            objective) or length (as equal in tokens as the units allow).
         count: chunks before the answer, which is always a chunk of its own.
         objective: what sbc minimises, summed over the chunks: the student's negative
             log-likelihood (NLL) per token of a chunk (mean), or of the whole chunk (sum).
         embeddings: what dp compares: the hidden states of the student, tfidf, or the folder of a
             sentence-transformers model.
+        compare: divide by every method and measure the costs, for the report; without it only what
+            rows train on is computed, which for ac and length takes no pass of the student.
     """
 
     method: ChunkMethod = "ac"
     count: int = 5
     objective: Objective = "mean"
     embeddings: str = "student"
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -42,33 +46,54 @@ class TrainingOptions:
     """What all training runs of a table share.
 
     Attributes:
-        budget_unit: what a budget counts: loss-bearing tokens, all processed tokens, or optimizer
-            steps.
+        budget_unit: what a budget counts: loss-bearing tokens, all processed tokens, optimizer
+            steps, or epochs (passes over the loss-bearing tokens of all examples).
         schedule: the order of chunks in chunk-wise training. shuffled mixes all (example, chunk)
             pairs; in by-index all samples of a step share one chunk index; in curriculum, epoch e
             trains chunk e mod M (of M); adaptive draws each chunk index in proportion to its recent
             gradient norm per token (moving average over steps, at least a tenth of the greatest).
         micro_batch_size: samples of one forward pass; 0: all samples of a step at once.
+        micro_batch_tokens: padded tokens of one forward pass, at most, in place of
+            micro_batch_size; samples of similar length go together. 0: no such limit.
+        group_lengths: draw samples of similar length into one step, to pad less.
+        gradient_checkpointing: compute activations twice and hold fewer of them: a third more time
+            for a fraction of the memory.
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak.
         weight_decay: AdamW's weight decay.
         max_length: tokens of a training row, at most; 0: no limit. A longer row loses context from
             the left.
-        checkpoint_seconds: seconds between two checkpoints.
+        validations: how often the loss on validation is measured over a budget; 0: never.
+        patience: stop after so many measurements in a row that are not better than the best, whose
+            weights are kept.
+        checkpoint_seconds: seconds between two checkpoints, at least; saving takes a twentieth of
+            the time, at most (0: after every step, whatever it takes).
     """
 
     budget_unit: BudgetUnit = "loss_tokens"
     schedule: Schedule = "shuffled"
     micro_batch_size: int = 0
+    micro_batch_tokens: int = 0
+    group_lengths: bool = False
+    gradient_checkpointing: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     max_length: int = 0
+    validations: int = 0
+    patience: int = 2
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "max_length", "checkpoint_seconds"):
+        for name in (
+            "micro_batch_size", "micro_batch_tokens", "max_length", "validations",
+            "checkpoint_seconds",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not self.learning_rate >= 0:
+            raise UserError(f"learning_rate must not be negative, got {self.learning_rate}.")
+        if self.patience < 1:
+            raise UserError(f"patience must be at least 1, got {self.patience}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +103,7 @@ class Recipe(TrainingOptions):
     Attributes:
         target: what carries the loss of a sample: the `answer` alone, the whole `rationale`, or one
             `chunk` with everything before it as context.
-        budget: how long to train, counted in budget_unit.
+        budget: how long to train, counted in budget_unit; epochs may be a fraction.
         batch_size: samples of an optimizer step, over all micro-batches and processes.
         sentence_dropout: probability with which each middle unit is left out, drawn afresh at
             every visit; never the first unit, never the answer.
@@ -86,15 +111,16 @@ class Recipe(TrainingOptions):
     """
 
     target: Target
-    budget: int
+    budget: float
     batch_size: int
     sentence_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("budget", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.budget > 0 or (self.budget < 1 and self.budget_unit != "epochs"):
+            raise UserError(f"budget must be at least 1, got {self.budget}.")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}.")
         if not 0 <= self.sentence_dropout < 1:
             raise UserError(f"sentence_dropout must be in [0, 1), got {self.sentence_dropout}.")

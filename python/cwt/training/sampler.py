@@ -2,11 +2,14 @@
 
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from cwt.errors import UserError
 from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
 from cwt.training.recipe import Recipe
+
+_STEPS_SORTED = 32  # steps whose samples are sorted by length together
 
 
 class Sampler:
@@ -30,6 +33,18 @@ class Sampler:
         self.chunks = max(x.example.chunks for x in examples)
         self.pull = [0.0] * self.chunks  # gradient norm per token, by chunk index
         self.dropped = 0  # samples whose target alone is longer than max_length
+
+    @cached_property
+    def epoch_tokens(self) -> int:
+        """Tokens that bear loss in one pass over all examples."""
+        answer_only, limit = self.recipe.target == "answer", self.recipe.max_length
+        in_chunks = self.recipe.target == "chunk"
+        rows = [
+            build_sequence(x, chunk, answer_only, limit)
+            for x in self.examples
+            for chunk in (range(x.example.chunks) if in_chunks else [None])
+        ]
+        return max(1, sum(row.loss_tokens for row in rows if row))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` needs to go on from here."""
@@ -113,7 +128,27 @@ class Sampler:
         else:
             pairs = [(i, None) for i in range(len(chunks))]
         self.random.shuffle(pairs)
+        if self.recipe.group_lengths:
+            pairs = self._grouped(pairs)
         self.queue, self.epoch = pairs, self.epoch + 1
+
+    def _grouped(self, pairs: list[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+        """Returns shuffled pairs as steps of similar lengths, in random order."""
+
+        def length(pair: tuple[int, int | None]) -> int:
+            row = build_sequence(self.examples[pair[0]], pair[1], self.recipe.target == "answer")
+            assert row is not None  # without max_length there is always one
+            return len(row.ids)
+
+        size = self.recipe.batch_size
+        steps = []
+        for at in range(0, len(pairs), size * _STEPS_SORTED):
+            some = sorted(pairs[at : at + size * _STEPS_SORTED], key=length)
+            steps += [some[i : i + size] for i in range(0, len(some), size)]
+        whole = [step for step in steps if len(step) == size]
+        self.random.shuffle(whole)
+        rest = [step for step in steps if len(step) < size]  # drawn last, from the end
+        return [pair for step in (*rest, *whole) for pair in step]
 
     def _dropout(self, tokenized: TokenizedExample) -> frozenset[int]:
         example = tokenized.example

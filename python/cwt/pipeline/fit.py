@@ -1,0 +1,152 @@
+"""Options that suit the student, its data and the device: what a configuration leaves open."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from cwt.data.example import Example
+from cwt.errors import UserError
+from cwt.files import read_json
+from cwt.pipeline.workspace import Workspace
+from cwt.students.load import load_student
+from cwt.students.memory import (
+    Shape,
+    cache_tokens,
+    scoring_tokens,
+    shape_of,
+    training_tokens,
+)
+from cwt.students.precision import allow_tf32, compute_dtype
+from cwt.students.student import Student
+from cwt.students.tokenized import TokenizedExample
+
+FULL_RATE, LORA_RATE = 2e-5, 1e-4  # learning rates of training all weights, and adapters alone
+_STEP = 32  # max_new_tokens is a multiple of it
+
+
+def device_of(ws: Workspace) -> torch.device:
+    """Returns the device of this process."""
+    device: torch.device = PartialState(cpu=ws.config.cpu).device
+    return device
+
+
+def open_student(ws: Workspace, name: str = "") -> Student:
+    """Returns a student of the run, by default the given one, on this process's device."""
+    c, device = ws.config, device_of(ws)
+    source = str(ws.student(name)) if name else c.student
+    student = load_student(source, c.prompt, c.lora)
+    student.dtype = compute_dtype(c.dtype, device)
+    allow_tf32(c.tf32)
+    if student.dtype != torch.float32:
+        for weight in student.model.parameters():
+            if not weight.requires_grad:  # frozen under adapters: never updated, so 16 bits do
+                weight.data = weight.data.to(student.dtype)
+    if c.batches == "tokens":
+        shape = shape_of(student.model)
+        student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize)
+    return student.to(device)
+
+
+def describe(student: Student) -> dict[str, Any]:
+    """Returns what a plan needs to know of a student: its shape, and the format of its products."""
+    return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}
+
+
+def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
+    """Returns how long some examples are, in tokens.
+
+    rationale_tokens, answer_tokens and prompt_tokens are sums; the others are lengths of one
+    rationale, one prompt, or one row of both.
+    """
+    rationales = np.array([sum(map(len, x.units)) for x in examples])
+    prompts = np.array([len(x.prompt) for x in examples])
+    return {
+        "rationale_tokens": int(rationales.sum()),
+        "answer_tokens": sum(len(x.units[-1]) for x in examples),
+        "prompt_tokens": int(prompts.sum()),
+        "median_rationale": int(np.median(rationales)),
+        "rationale_99": int(np.quantile(rationales, 0.99, method="higher")),
+        "longest_rationale": int(rationales.max()),
+        "longest_prompt": int(prompts.max()),
+        "longest_row": int((rationales + prompts).max()),
+    }
+
+
+def fitted_options(ws: Workspace) -> dict[str, Any]:
+    """Returns the options of a recipe that the student, its data or the device decide.
+
+    Epochs become loss tokens of the whole rationales, so that rows which leave sentences out train
+    as long as those that do not.
+    """
+    c, record = ws.config.train, read_json(ws.chunks_record)
+    options: dict[str, Any] = {"budget": c.budget}
+    if c.epochs or c.budget_unit == "epochs":
+        tokens = record["tokens_per_epoch"] * (c.epochs or c.budget)
+        options = {"budget": max(1, round(tokens)), "budget_unit": "loss_tokens"}
+    if not c.learning_rate:
+        options["learning_rate"] = LORA_RATE if is_adapter(ws) else FULL_RATE
+    if "student" in record:
+        positions = record["student"]["positions"]
+        if positions and record["lengths"]["longest_row"] > (c.max_length or positions):
+            options["max_length"] = min(c.max_length or positions, positions)
+    if ws.config.batches == "tokens" and not c.micro_batch_tokens and not c.micro_batch_size:
+        shape, element = saved_shape(record)
+        options["micro_batch_tokens"] = training_tokens(
+            shape, device_of(ws), element, c.gradient_checkpointing
+        )
+    return options
+
+
+def is_adapter(ws: Workspace) -> bool:
+    """Returns whether the run trains adapters: new ones, or those of the given student."""
+    return bool(ws.config.lora) or (Path(ws.config.student) / "adapter_config.json").exists()
+
+
+def saved_shape(record: dict[str, Any]) -> tuple[Shape, int]:
+    """Returns the shape of the student that chunks.json describes, and bytes of its products."""
+    facts = dict(record["student"])
+    element: int = getattr(torch, facts.pop("dtype")).itemsize
+    return Shape(**facts), element
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """How a student answers: see cwt.evaluation.generation.evaluate."""
+
+    max_new_tokens: int
+    batch_size: int
+    batch_tokens: int
+
+
+def generation_limits(
+    ws: Workspace, student: Student, questions: Sequence[Example]
+) -> GenerationLimits:
+    """Returns how many tokens a student may write, and how many questions it answers at once.
+
+    Raises:
+        UserError: a question leaves no position of the student free for an answer.
+    """
+    c, shape = ws.config.eval, shape_of(student.model)
+    wanted = c.max_new_tokens or written_tokens(read_json(ws.chunks_record)["lengths"])
+    if shape.positions:
+        longest = max(len(student.prompt(e.question)) for e in questions)
+        if longest >= shape.positions:
+            raise UserError(
+                f"a question of {longest} tokens leaves no room for an answer: the student has "
+                f"{shape.positions} positions."
+            )
+        wanted = min(wanted, shape.positions - longest)
+    tokens = 0
+    if ws.config.batches == "tokens":
+        tokens = cache_tokens(shape, student.device, student.dtype.itemsize)
+    return GenerationLimits(wanted, 0 if tokens else c.batch_size, tokens)
+
+
+def written_tokens(lengths: dict[str, int]) -> int:
+    """Returns max_new_tokens: a quarter more than 99 of 100 training rationales have."""
+    return -(-lengths["rationale_99"] * 5 // 4 // _STEP) * _STEP

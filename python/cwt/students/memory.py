@@ -1,0 +1,135 @@
+"""How much memory a student needs, by its shape: to train, to score and to generate."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_FLOAT32 = 4  # bytes
+_PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
+_TRAINING_SHARE, _SCORING_SHARE, _CACHE_SHARE = 0.7, 0.4, 0.3  # of the device's memory
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the memory of a causal language model.
+
+    Attributes:
+        parameters: number of weights.
+        trained: those of them that training changes.
+        layers: number of layers.
+        width: of the hidden states.
+        inner: width of the feed-forward part.
+        cached: key and value elements that a layer keeps for each token.
+        vocabulary: number of tokens of the output.
+        positions: tokens of a row, at most; 0: no limit known.
+    """
+
+    parameters: int
+    trained: int
+    layers: int
+    width: int
+    inner: int
+    cached: int
+    vocabulary: int
+    positions: int
+
+
+def shape_of(model: Any) -> Shape:
+    """Returns the shape of a model of transformers, with or without adapters."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        inner=inner or 4 * config.hidden_size,
+        cached=2 * key_heads * head_dim,
+        vocabulary=model.get_output_embeddings().weight.shape[0],
+        positions=getattr(config, "max_position_embeddings", None) or 0,
+    )
+
+
+def state_bytes(shape: Shape, frozen_bytes: float = _FLOAT32) -> int:
+    """Returns the bytes of weights, gradients and AdamW's two averages.
+
+    Trained weights take 16 bytes each (four numbers in float32), frozen ones `frozen_bytes`.
+
+    Args:
+        shape: of the student.
+        frozen_bytes: of a weight that is not trained: 4 in float32, 2 in bfloat16, about 0.56 in 4
+            bits with a scale for every 64 (QLoRA).
+    """
+    frozen = shape.parameters - shape.trained
+    return round(4 * _FLOAT32 * shape.trained + frozen_bytes * frozen)
+
+
+def activation_bytes(shape: Shape, element: int, checkpointing: bool = False) -> int:
+    """Returns the bytes that the layers hold for each token between forward and backward pass.
+
+    A layer holds about 6 numbers of its width in float32 (the residual stream and its norms), and
+    in the format of the products 8 of its width, its keys and values, and 5 of its inner width.
+    With checkpointing only the input of each layer stays, and one layer is computed again.
+
+    Args:
+        shape: of the student.
+        element: bytes of a number in the format of the products: 4 or 2.
+        checkpointing: hold the inputs of layers alone.
+    """
+    layer = 6 * _FLOAT32 * shape.width
+    layer += element * (8 * shape.width + shape.cached + 5 * shape.inner)
+    if checkpointing:
+        return shape.layers * _FLOAT32 * shape.width + layer
+    return shape.layers * layer
+
+
+def logit_bytes(shape: Shape, element: int, training: bool) -> int:
+    """Returns the bytes of the logits of one token that bears loss, and of their gradient."""
+    return shape.vocabulary * element * (3 if training else 2)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Returns the memory of a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def training_tokens(
+    shape: Shape, device: torch.device, element: int, checkpointing: bool = False
+) -> int:
+    """Returns how many padded tokens of one training pass fit beside the weights and averages.
+
+    Args:
+        shape: of the student.
+        device: that trains it.
+        element: bytes of a number in the format of the products: 4 or 2.
+        checkpointing: whether only the inputs of layers are held.
+    """
+    frozen = _FLOAT32 if shape.trained == shape.parameters else element
+    free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen)
+    token = activation_bytes(shape, element, checkpointing) + logit_bytes(shape, element, True)
+    return _limited(free / token, device)
+
+
+def scoring_tokens(shape: Shape, device: torch.device, element: int) -> int:
+    """Returns how many padded tokens of one scoring pass, which keeps no activations, fit."""
+    token = activation_bytes(shape, element) / shape.layers + logit_bytes(shape, element, False)
+    return _limited(_SCORING_SHARE * device_bytes(device) / token, device)
+
+
+def cache_tokens(shape: Shape, device: torch.device, element: int) -> int:
+    """Returns how many tokens of keys and values fit while a student generates."""
+    # The cache grows by copying: twice its size for a moment.
+    token = 2 * shape.layers * shape.cached * element
+    return max(1, int(_CACHE_SHARE * device_bytes(device) / token))
+
+
+def _limited(tokens: float, device: torch.device) -> int:
+    limit = _PASS_LIMIT["cuda" if device.type == "cuda" else "cpu"]
+    return max(1, min(int(tokens), limit))
