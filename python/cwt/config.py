@@ -35,7 +35,7 @@ class DataConfig:
         eval_file: test questions, in the same formats; without it a part of --data is held out.
         columns: names of columns that are not recognised: question=NAME,rationale=NAME,answer=NAME.
         strict: stop at the first row that cannot be used, in place of listing it.
-        task: generated task: arithmetic, objects, letters or coin.
+        task: generated task: arithmetic, objects, letters, coin or stock.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
         unit: the piece of a rationale that is never cut.
         train_size: how many training examples, at most.
@@ -101,13 +101,21 @@ class SkipConfig(SkipCriterion):
     """What may be left out, and how skip-thinking training (STT) alternates with deciding it.
 
     Attributes:
-        rounds: how often STT decides skips and trains; the best round on validation is kept.
+        rounds: how often STT decides skips and trains, at most; the best round is kept.
+        ready_skill: STT begins to skip once the student's skill on validation questions is at least
+            this; before that it trains on whole rationales. 0 is the accuracy of the most frequent
+            answer, 1 is all right.
+        accuracy_tolerance: STT ends with the round that writes the fewest tokens, or with
+            `continued`, among those whose validation accuracy is at most this many points below
+            the best one's, by a paired 95 % interval.
         ratify: in every other round the student confirms what the judge decided, or takes it back.
         budget_share: part of --budget that each round trains for.
         mix_full: share of the full rationales that is added to the shortened ones.
     """
 
     rounds: int = 4
+    ready_skill: float = 0.3
+    accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
     ratify: bool = True
     budget_share: float = 0.2
     mix_full: float = 0.0
@@ -115,7 +123,8 @@ class SkipConfig(SkipCriterion):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "rounds")
-        _share(self, "budget_share", "mix_full")
+        _at_least(self, 0, "accuracy_tolerance")
+        _share(self, "ready_skill", "budget_share", "mix_full")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cwt.errors import UserError
 from cwt.training.recipe import BudgetUnit, ChunkMethod, Schedule, Target
 
 PARENT = "parent"  # stands for the row that config.train.parent names
+CONTINUED = "continued"  # the row that trains the parent on for as long, nothing skipped
 
 BatchSize = Literal["batch_size", "small_batch_size", "chunk_batch_size"]
 SkipSource = Literal["judge", "none", "literal", "oracle", "random"]
@@ -34,6 +35,8 @@ class Method:
         skips: who decides which units are left out of the rationales it goes on with: a `judge`
             (in rounds that alternate with training), `none`, or a control.
         ratify: in every other round the student confirms the judge's decisions, where configured.
+        may_decline: whether it waits until the student is ready to judge, and ends with the row
+            `continued` where its own rounds are no better.
         matches: the row whose number of skips per example it copies.
         needs_roles: whether it needs generated examples, which say what each unit is.
         in_default: whether it runs where `methods` is `all`.
@@ -52,6 +55,7 @@ class Method:
     parent: str | None = None
     skips: SkipSource | None = None
     ratify: bool = True
+    may_decline: bool = False
     matches: str | None = None
     needs_roles: bool = False
     in_default: bool = True
@@ -136,27 +140,38 @@ METHODS: dict[str, Method] = {
             compared_with=("CWT",),
         ),
         Method(
-            "continued",
+            CONTINUED,
             "the parent trained on for as long as STT, nothing skipped",
             parent=PARENT,
             skips="none",
         ),
         Method(
             "STT",
-            "skip-thinking training: judge and student decide in turn, the best round is kept",
+            "skip-thinking training: judge and student decide in turn, from when the student is "
+            "ready on; the best round is kept, or `continued`",
             parent=PARENT,
             skips="judge",
+            may_decline=True,
             compared_with=(
                 PARENT,
-                "continued",
+                CONTINUED,
+                "STT-at-once",
                 "STT-as-judged",
                 "FTT-sentence-dropout",
                 "oracle-skips",
             ),
         ),
         Method(
+            "STT-at-once",
+            "STT that begins at once, ready or not, and must end with one of its rounds",
+            parent=PARENT,
+            skips="judge",
+            in_default=False,
+            compared_with=(PARENT, CONTINUED),
+        ),
+        Method(
             "STT-as-judged",
-            "STT without the rounds in which the student confirms the judge's decisions",
+            "STT-at-once without the rounds in which the student confirms the judge's decisions",
             parent=PARENT,
             skips="judge",
             ratify=False,
@@ -215,7 +230,8 @@ def parent_of(method: Method, config: RunConfig) -> str | None:
 
 def needs(method: Method, config: RunConfig) -> list[str]:
     """Returns the rows that must be trained before a method."""
-    return [name for name in (parent_of(method, config), method.matches) if name]
+    continued = CONTINUED if method.may_decline else None
+    return [name for name in (parent_of(method, config), method.matches, continued) if name]
 
 
 def selected_methods(config: RunConfig) -> list[str]:
@@ -253,14 +269,17 @@ def lineage(method: Method, config: RunConfig, student: str) -> list[str]:
     if not method.in_rounds:
         return [parent, student]
     rounds = round_names(method.name, config.skip.rounds)
+    if student not in rounds:
+        return [parent, student]
     return [parent, *rounds[: rounds.index(student) + 1]]
 
 
 def trained_for(method: Method, config: RunConfig, student: str) -> list[str]:
-    """Returns all students that were trained for a row, rounds that lost on validation included."""
+    """Returns all students that may have been trained for a row, with those that were not kept."""
     parent = parent_of(method, config)
     if parent and method.in_rounds:
-        return [parent, *round_names(method.name, config.skip.rounds)]
+        continued = [CONTINUED] if method.may_decline else []
+        return [parent, *round_names(method.name, config.skip.rounds), *continued]
     return lineage(method, config, student)
 
 

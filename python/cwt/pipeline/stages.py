@@ -16,7 +16,8 @@ from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import evaluate, latency
 from cwt.files import read_json, write_json, write_lines
-from cwt.pipeline.methods import METHODS, Method, parent_of, round_names
+from cwt.pipeline.choice import chosen_student, readiness, write_choice
+from cwt.pipeline.methods import CONTINUED, METHODS, Method, parent_of, round_names
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, skipped_share
@@ -107,14 +108,14 @@ def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
 
 
 def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> str:
-    """Trains a row of the table, in all its rounds; returns its student (of STT, the best one)."""
+    """Trains a row of the table, in all its rounds; returns its student (of STT: the chosen)."""
     parent = parent_of(method, ws.config)
     if parent is None:
         _train_base(ws, method, progress)
         return method.name
     if method.in_rounds:
         _train_rounds(ws, method, parent, progress)
-        return best_round(ws, method)
+        return write_choice(ws, method)
     skip_units(ws, method.name, method, parent, like=_matched_student(ws, method))
     train_on(ws, method.name, method, parent, ws.config.skip.rounds, progress)
     return method.name
@@ -122,7 +123,7 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
 
 def _matched_student(ws: Workspace, method: Method) -> str | None:
     """Returns the student whose number of skips a control copies."""
-    return best_round(ws, METHODS[method.matches]) if method.matches else None
+    return chosen_student(ws, METHODS[method.matches]) if method.matches else None
 
 
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
@@ -168,34 +169,36 @@ def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress
     rounds = round_names(method.name, ws.config.skip.rounds)
     for r, name in enumerate(rounds):
         told = part_of(progress, r / len(rounds), (r + 1) / len(rounds), f"round {r + 1}, ")
-        skip_round(ws, method, r, told)
+        if skip_round(ws, method, r, told) is None:
+            break
         train_on(ws, name, method, rounds[r - 1] if r else parent, 1, told)
         evaluate_student(ws, name, "validation", told)
+    if method.may_decline:
+        train_method(ws, METHODS[CONTINUED], progress)  # where the row itself was not trained yet
+        evaluate_student(ws, CONTINUED, "validation", progress)
 
 
-def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str:
-    """Decides the skips of a round, the first being 0; returns the round's name."""
+def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str | None:
+    """Decides the skips of a round, the first being 0; returns the round's name.
+
+    Until the student is ready, a round skips nothing. None: the student is not ready, and too few
+    rounds are left to wait: a judged round and one that ratifies it.
+    """
     rounds = round_names(method.name, ws.config.skip.rounds)
     before = rounds[index - 1] if index else None
     judge = before or parent_of(method, ws.config)
     assert judge is not None
-    skip_units(ws, rounds[index], method, judge, before, is_ratified(ws, method, index), progress)
+    skipping = sum(read_json(ws.skips(name))["judge"] != "none" for name in rounds[:index])
+    if method.may_decline and not skipping:
+        _check_trained(ws, judge)
+        evaluate_student(ws, judge, "validation", progress)
+        if not readiness(ws, judge).ready:
+            if len(rounds) - index - 1 < 2:
+                return None
+            method = replace(method, skips="none")
+    ratify = bool(ws.config.skip.ratify and method.ratify and skipping % 2)
+    skip_units(ws, rounds[index], method, judge, before, ratify, progress)
     return rounds[index]
-
-
-def is_ratified(ws: Workspace, method: Method, index: int) -> bool:
-    """Returns whether the student itself decides in a round, the first being 0."""
-    return bool(ws.config.skip.ratify and method.ratify and index % 2)
-
-
-def best_round(ws: Workspace, method: Method) -> str:
-    """Returns the round with the best accuracy on validation, then the fewest tokens."""
-
-    def rank(name: str) -> tuple[float, float]:
-        found = read_json(ws.evaluation(name, "validation"))
-        return -found["accuracy"], found["generated_tokens"]
-
-    return min(round_names(method.name, ws.config.skip.rounds), key=rank)
 
 
 def skip_units(
@@ -256,15 +259,19 @@ def _decide(
     ratify: bool,
     progress: Progress,
 ) -> tuple[list[Example], list[Decision]]:
-    if not ws.trained(judge):
-        raise UserError(
-            f"the judge needs the student {judge}; run `cwt train --method {judge}` first."
-        )
+    _check_trained(ws, judge)
     criterion = ws.config.skip
     if method.skips == "literal":
         criterion = replace(criterion, judge="literal")
     decide = ratify_skips if ratify else find_skips
     return decide(open_student(ws, judge), examples, criterion, progress=progress)
+
+
+def _check_trained(ws: Workspace, judge: str) -> None:
+    if not ws.trained(judge):
+        raise UserError(
+            f"the judge needs the student {judge}; run `cwt train --method {judge}` first."
+        )
 
 
 def evaluate_student(

@@ -35,6 +35,7 @@ class Workspace:
     chunks/{ac,dp,sbc,sbc-exact}.jsonl, chunks/chunks.json
     students/<name>/                 Hugging Face folders, with train.json and train_log.jsonl
     skips/<name>.json, .jsonl        units that stay; the evidence of every decision
+    choices/<row>.json               STT: was the student ready, what was chosen among what, and why
     evals/<name>.json, .jsonl        score; what the student wrote
     methods/<row>.json               which student the row of the table is
     latency/<name>.json              wall time of one answer alone
@@ -85,6 +86,10 @@ class Workspace:
     def decisions(self, name: str) -> Path:
         """Returns the file of the evidence behind `skips`."""
         return self.skips(name).with_suffix(".jsonl")
+
+    def choice(self, method: str) -> Path:
+        """Returns the file that says which student a row in rounds ends with, and why."""
+        return self.out / "choices" / f"{method}.json"
 
     def evaluation(self, name: str, part: str = "test") -> Path:
         """Returns the score of a student on a part of the data."""

@@ -257,6 +257,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         "seed."
     ]
     for row in report["methods"]:
+        if row.get("choice"):
+            lines.append(row["choice"])
         if row["removal_rates"]:
             rates = ", ".join(f"{100 * v:.0f} % {k}" for k, v in row["removal_rates"].items())
             lines.append(f"{row['name']} left out: {rates}.")
