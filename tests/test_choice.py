@@ -11,6 +11,7 @@ from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline import stages
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.methods import METHODS, lineage, selected_methods, trained_for
+from cwt.pipeline.skips import Decided
 from cwt.pipeline.workspace import Workspace
 
 STT, PARENT = METHODS["STT"], "FTT-small-batch"
@@ -62,9 +63,9 @@ def test_readiness_is_skill_above_the_most_frequent_answer(ws, right, limit, rea
     assert found.ready == ready == (right >= 10 + limit * 30)
 
 
-def rounds_and_continued(ws, *marks, continued=(), tokens=100.0):
+def rounds_and_continued(ws, *marks, continued=(), tokens=100.0, parent=range(20)):
     """Writes the rounds' answers, each shorter than the one before, and those of `continued`."""
-    answers(ws, PARENT, range(30))
+    answers(ws, PARENT, parent)
     for r, right in enumerate(marks, 1):
         skipped(ws, f"STT-round-{r}")
         answers(ws, f"STT-round-{r}", right, 60.0 - r)
@@ -77,9 +78,9 @@ def test_the_best_validation_accuracy_wins(ws):
     assert chosen == chosen_student(ws, STT) == "STT-round-2"
     record = read_json(ws.choice("STT"))
     assert [c["student"] for c in record["candidates"]] == [
-        "STT-round-1", "STT-round-2", "STT-round-3", "continued",
+        "STT-round-1", "STT-round-2", "STT-round-3", "continued", PARENT,
     ]  # fmt: skip
-    assert [c["admitted"] for c in record["candidates"]] == [False, True, False, False]
+    assert [c["admitted"] for c in record["candidates"]] == [False, True, False, False, False]
     begin = "STT skips (validation accuracy and tokens): STT-round-2 90.0 % in 58; "
     assert record["why"].startswith(begin)
 
@@ -90,6 +91,14 @@ def test_it_chooses_not_to_skip_where_skipping_harms(ws):
     assert lineage(STT, ws.config, "continued") == [PARENT, "continued"]
     rounds = [f"STT-round-{r}" for r in range(1, 5)]
     assert trained_for(STT, ws.config, "continued") == [PARENT, *rounds, "continued"]
+
+
+def test_it_ends_with_its_parent_where_training_on_harms_as_well(ws):
+    chosen = rounds_and_continued(ws, range(10), continued=range(12), parent=range(30))
+    assert chosen == PARENT
+    assert lineage(STT, ws.config, PARENT) == [PARENT]
+    # Of the two that skip nothing the more accurate one, whichever is longer.
+    assert rounds_and_continued(ws, range(9), continued=range(31), parent=range(30)) == "continued"
 
 
 def test_among_those_that_cannot_be_told_apart_the_shortest_wins(ws):
@@ -103,11 +112,17 @@ def test_among_those_that_cannot_be_told_apart_the_shortest_wins(ws):
     assert rounds_and_continued(ws, range(8, 39), continued=range(32)) == "STT-round-1"
 
 
+def test_among_rounds_the_most_accurate_wins_even_where_it_writes_more(ws):
+    assert rounds_and_continued(ws, range(38), range(37), range(36)) == "STT-round-1"
+    assert rounds_and_continued(ws, range(38), range(37), range(38)) == "STT-round-3"
+
+
 def test_a_tolerance_admits_what_is_behind_by_less(ws):
     config = replace(ws.config, skip=SkipConfig(accuracy_tolerance=25.0))
     tolerant = replace(ws, config=config)
     assert rounds_and_continued(tolerant, range(32), continued=range(40)) == "STT-round-1"
     assert rounds_and_continued(tolerant, range(15), continued=range(40)) == "continued"
+    assert rounds_and_continued(tolerant, range(38), range(30), range(27)) == "STT-round-2"
 
 
 def test_stt_at_once_must_take_its_most_accurate_round(ws):
@@ -125,10 +140,10 @@ def test_stt_at_once_must_take_its_most_accurate_round(ws):
 def decide(ws, monkeypatch, method=STT, rounds=4):
     """Returns who decides in each round, given how every student answers; trains nothing."""
 
-    def judged(ws, method, judge, examples, ratify, progress):
-        return examples, []
+    def judged(ws, method, open_student, examples, ratify, part, progress):
+        return Decided(examples)
 
-    monkeypatch.setattr(stages, "_decide", judged)
+    monkeypatch.setattr(stages, "decide_skips", judged)
     found = []
     for r in range(rounds):
         name = stages.skip_round(ws, method, r)

@@ -105,9 +105,14 @@ class SkipConfig(SkipCriterion):
         ready_skill: STT begins to skip once the student's skill on validation questions is at least
             this; before that it trains on whole rationales. 0 is the accuracy of the most frequent
             answer, 1 is all right.
-        accuracy_tolerance: STT ends with the round that writes the fewest tokens, or with
-            `continued`, among those whose validation accuracy is at most this many points below
-            the best one's, by a paired 95 % interval.
+        accuracy_tolerance: points of validation accuracy that STT may lose. It ends with the
+            round that writes the fewest tokens of those whose accuracy is within this of the best
+            round's, and which no paired 95 % interval puts behind the row `continued` or the parent
+            by more than this; else with the better of those two.
+        matched_share: share of the middle units that every row with a matched number of skips
+            leaves out; 0: as many of each example as STT.
+        samples: rationales that the row shortest-correct samples of each question.
+        sample_temperature: of that sampling.
         ratify: in every other round the student confirms what the judge decided, or takes it back.
         budget_share: part of --budget that each round trains for.
         mix_full: share of the full rationales that is added to the shortened ones.
@@ -116,15 +121,22 @@ class SkipConfig(SkipCriterion):
     rounds: int = 4
     ready_skill: float = 0.3
     accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
+    matched_share: float = 0.0
+    samples: int = 4
+    sample_temperature: float = 1.0
     ratify: bool = True
     budget_share: float = 0.2
     mix_full: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 1, "rounds")
+        _at_least(self, 1, "rounds", "samples")
         _at_least(self, 0, "accuracy_tolerance")
-        _share(self, "ready_skill", "budget_share", "mix_full")
+        if not self.sample_temperature > 0:
+            raise UserError(
+                f"sample_temperature must be greater than 0, got {self.sample_temperature}."
+            )
+        _share(self, "ready_skill", "matched_share", "budget_share", "mix_full")
 
 
 @dataclass(frozen=True)

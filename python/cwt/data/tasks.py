@@ -207,21 +207,21 @@ def coin(rng: random.Random, steps: int = 4, filler: float = 0.7) -> Problem:
 
 
 def stock(rng: random.Random, steps: int = 0, filler: float = 0.7) -> Problem:
-    """Returns a stock problem: a shop's goods over `steps` deliveries and sales of 3..19.
+    """Returns a stock problem: a shop's goods over `steps` deliveries and sales of 3..12.
 
     Without `steps` there are 2 to 4 of them. The teacher digresses, and checks some of its sums.
     """
     out = _Writer(rng, filler)
     steps = steps or rng.randint(2, 4)
-    goods, value = rng.choice(ITEMS), rng.randint(20, 80)
+    goods, value = rng.choice(ITEMS), rng.randint(15, 45)
     question = [f"A shop has {value} {goods}."]
     out.intro()
     out.add(RESTATE, f"At the start it has {value} {goods}.", f"It begins with {value}.")
     for _ in range(steps):
-        amount, comes = rng.randint(3, 19), rng.random() < 0.5
+        amount, comes = rng.randint(3, 12), rng.random() < 0.5
         if value - amount < 1:
             comes = True
-        elif value + amount > 99:
+        elif value + amount > 60:
             comes = False
         event = f"it gets {amount} more" if comes else f"it sells {amount}"
         question.append(f"{event[0].upper()}{event[1:]}.")

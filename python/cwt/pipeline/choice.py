@@ -47,7 +47,9 @@ class Candidate:
         accuracy: share of validation questions that it answers right.
         generated_tokens: mean per validation question.
         behind: 95 % interval of the best candidate's accuracy minus its own, paired by question.
-        admitted: whether it is not behind by more than skip.accuracy_tolerance.
+        admitted: whether that interval does not say that it is behind by more than
+            skip.accuracy_tolerance; for a round, also whether no other round is more accurate than
+            it by more than that. A row that follows a schedule admits its last round alone.
     """
 
     student: str
@@ -74,29 +76,34 @@ def chance_accuracy(ws: Workspace) -> float:
 
 
 def candidates(ws: Workspace, method: Method) -> list[Candidate]:
-    """Returns the students that a row may end with: its rounds that skip, and `continued`."""
-    rounds = round_names(method.name, ws.config.skip.rounds)
-    names = [name for name in rounds if _skips(ws, name)]
-    if method.may_decline:
-        names.append(CONTINUED)
-    scores = [read_json(ws.evaluation(name, "validation")) for name in names]
-    marks = [_marks(ws, name) for name in names]
-    best = min(
-        range(len(names)), key=lambda i: (-scores[i]["accuracy"], scores[i]["generated_tokens"])
-    )
+    """Returns the students that a row may end with: its rounds that skip, or none that does.
+
+    Those that skip nothing are `continued` and the parent.
+    """
+    rounds = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
+    names = [*rounds, CONTINUED, _parent(ws, method)] if method.may_decline else rounds
+    scores = {name: read_json(ws.evaluation(name, "validation")) for name in names}
+    marks = {name: _marks(ws, name) for name in names}
+    best = min(names, key=lambda n: (-scores[n]["accuracy"], scores[n]["generated_tokens"]))
     limit = ws.config.skip.accuracy_tolerance / 100
+    # Rounds are ranked among themselves by accuracy; a test says whether they are behind others.
+    least = max((scores[name]["accuracy"] for name in rounds), default=0.0) - limit
     found = []
-    for name, score, own in zip(names, scores, marks, strict=True):
-        behind = paired_difference([marks[best]], [own]).interval
-        level = score["accuracy"] == scores[best]["accuracy"]
-        if method.may_decline:
-            level = behind[0] <= limit
-        found.append(
-            Candidate(
-                name, name != CONTINUED, score["accuracy"], score["generated_tokens"], behind, level
-            )
-        )
+    for name, score in scores.items():
+        behind = paired_difference([marks[best]], [marks[name]]).interval
+        skips = name in rounds
+        admitted = behind[0] <= limit and (not skips or score["accuracy"] >= least)
+        if method.skips == "schedule":
+            admitted = name == names[-1]
+        accuracy, tokens = score["accuracy"], score["generated_tokens"]
+        found.append(Candidate(name, skips, accuracy, tokens, behind, admitted))
     return found
+
+
+def _parent(ws: Workspace, method: Method) -> str:
+    parent = parent_of(method, ws.config)
+    assert parent is not None, method
+    return parent
 
 
 def _skips(ws: Workspace, name: str) -> bool:
@@ -113,8 +120,15 @@ def _marks(ws: Workspace, student: str) -> np.ndarray:
 
 
 def best_candidate(found: Sequence[Candidate]) -> Candidate:
-    """Returns the candidate with the fewest tokens among those admitted, then the most accurate."""
-    return min((c for c in found if c.admitted), key=lambda c: (c.generated_tokens, -c.accuracy))
+    """Returns the candidate that a row ends with.
+
+    It is the round with the fewest tokens of those admitted; where there is none, the most accurate
+    candidate.
+    """
+    rounds = [c for c in found if c.admitted and c.skips]
+    if rounds:
+        return min(rounds, key=lambda c: (c.generated_tokens, -c.accuracy))
+    return max(found, key=lambda c: (c.accuracy, -c.generated_tokens))
 
 
 def chosen_student(ws: Workspace, method: Method) -> str:
@@ -155,13 +169,11 @@ def _checked(ws: Workspace, method: Method) -> list[str]:
     """Returns the students whose readiness was asked for, in order."""
     if not method.may_decline:
         return []
-    parent = parent_of(method, ws.config)
-    assert parent is not None
     rounds = round_names(method.name, ws.config.skip.rounds)
     waited = [
         n for n in rounds if ws.skips(n).exists() and read_json(ws.skips(n))["judge"] == "none"
     ]
-    return [parent, *waited]
+    return [_parent(ws, method), *waited]
 
 
 def _reason(
@@ -179,7 +191,7 @@ def _reason(
             f"{method.name} chose not to skip: {last.student} answers {_percent(last.accuracy)} of "
             f"the validation questions right, fewer than the {_percent(asked)} at which skipping "
             f"begins (skip.ready_skill {ws.config.skip.ready_skill:g} above the "
-            f"{_percent(last.chance)} of the most frequent answer)."
+            f"{_percent(last.chance)} of the most frequent answer). It ends with {best.student}."
         )
     others = ", ".join(_described(c) for c in found if c is not best)
     compared = f"{_described(best)}; {others}" if others else _described(best)

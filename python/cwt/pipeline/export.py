@@ -6,6 +6,7 @@ from typing import Any
 
 from cwt.data.example import Example
 from cwt.data.export import ROWS, Format, Sample, What, Wording, samples
+from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_lines
 from cwt.pipeline.choice import chosen_student, not_trained
@@ -87,8 +88,9 @@ def trained_examples(ws: Workspace, method: Method) -> list[Example]:
     """
     if parent_of(method, ws.config) is None:
         examples = ws.training_examples(method.chunking)
+        examples = with_stage_marks(examples) if method.stage_marks else examples
     else:
-        examples = shortened_examples(ws, _student_with_skips(ws, method))
+        examples = shortened_examples(ws, _student_with_skips(ws, method), method)
     if method.target == "answer":
         examples = [e.keeping(frozenset([len(e.units) - 1])) for e in examples]
     return examples

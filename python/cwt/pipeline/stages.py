@@ -5,25 +5,22 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from accelerate import PartialState
 
-from cwt.data.example import Example
+from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import evaluate, latency
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
-from cwt.pipeline.methods import CONTINUED, METHODS, Method, parent_of, round_names
+from cwt.pipeline.methods import CONTINUED, METHODS, Method, matched_row, parent_of, round_names
+from cwt.pipeline.skips import decide_skips
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress, part_of, quiet
-from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, skipped_share
-from cwt.skipping.criterion import Decision
-from cwt.skipping.judge import find_skips
-from cwt.skipping.ratify import ratify_skips
+from cwt.skipping.controls import removal_rates, skipped_share
 from cwt.students.load import load_student
 from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
@@ -79,11 +76,15 @@ def recipe_of(ws: Workspace, method: Method) -> Recipe:
         budget=_budget(ws),
         batch_size=getattr(c, method.batch),
         sentence_dropout=c.sentence_dropout if method.dropout else 0.0,
+        weigh=method.weigh,
+        stage_marks=method.stage_marks,
         seed=ws.config.seed,
         **shared,
     )
     if method.budget_unit:
         recipe = replace(recipe, budget_unit=method.budget_unit)
+    if method.rechunk:
+        recipe = replace(recipe, rechunk=replace(ws.config.chunk, method=method.rechunk))
     if method.schedule:
         recipe = replace(recipe, schedule=method.schedule)
     if parent_of(method, ws.config):
@@ -123,7 +124,8 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
 
 def _matched_student(ws: Workspace, method: Method) -> str | None:
     """Returns the student whose number of skips a control copies."""
-    return chosen_student(ws, METHODS[method.matches]) if method.matches else None
+    matches = matched_row(method, ws.config)
+    return chosen_student(ws, METHODS[matches]) if matches else None
 
 
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
@@ -151,16 +153,17 @@ def train_on(
         return
     if not ws.trained(start):
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
-    examples = shortened_examples(ws, name)
+    examples = shortened_examples(ws, name, method)
     recipe = continued_recipe(ws, method, rounds)
     train(open_student(ws, start), examples, recipe, ws.student(name), progress, ws.config.cpu)
 
 
-def shortened_examples(ws: Workspace, name: str) -> list[Example]:
+def shortened_examples(ws: Workspace, name: str, method: Method) -> list[Example]:
     """Returns the training examples as a student trains on them: shortened, some also whole."""
+    share = ws.config.skip.mix_full if method.mix_full is None else method.mix_full
     whole = ws.training_examples()
     rng = random.Random(f"mix-{ws.config.seed}")
-    mixed_in = [e for e in whole if rng.random() < ws.config.skip.mix_full]
+    mixed_in = [e for e in whole if rng.random() < share]
     return [*ws.with_skips(whole, name), *mixed_in]
 
 
@@ -188,6 +191,11 @@ def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = q
     before = rounds[index - 1] if index else None
     judge = before or parent_of(method, ws.config)
     assert judge is not None
+    if method.skips == "schedule":
+        part = (index + 1) / len(rounds)
+        like = _matched_student(ws, method)
+        skip_units(ws, rounds[index], method, judge, like, progress=progress, part=part)
+        return rounds[index]
     skipping = sum(read_json(ws.skips(name))["judge"] != "none" for name in rounds[:index])
     if method.may_decline and not skipping:
         _check_trained(ws, judge)
@@ -209,6 +217,7 @@ def skip_units(
     like: str | None = None,
     ratify: bool = False,
     progress: Progress = quiet,
+    part: float = 1.0,
 ) -> None:
     """Writes skips/<name>: which units of the training examples stay, and why.
 
@@ -221,6 +230,7 @@ def skip_units(
             copies.
         ratify: whether the student decides again what was decided in the round before.
         progress: called with the share done and what is being done.
+        part: of the units to go, for a row that takes them away step by step.
     """
     if ws.skips(name).exists():
         return
@@ -228,43 +238,28 @@ def skip_units(
     examples = ws.training_examples()
     if like:
         examples = ws.with_skips(examples, like)
-    decisions: list[Decision] = []
-    if method.skips in ("judge", "literal"):
-        examples, decisions = _decide(ws, method, judge, examples, ratify, progress)
-    elif method.skips == "oracle":
-        examples = oracle_skips(examples)
-    elif method.skips == "random":
-        examples = random_skips(examples, ws.config.seed)
-    write_lines(ws.decisions(name), (asdict(d) for d in decisions))
+
+    def judging() -> Student:
+        _check_trained(ws, judge)
+        return open_student(ws, judge)
+
+    found = decide_skips(ws, method, judging, examples, ratify, part, progress)
+    write_lines(ws.decisions(name), (asdict(d) for d in found.decisions))
+    if found.rewritten:
+        write_examples(ws.rewritten(name), found.examples)
     record = {
         "judge": "ratify" if ratify else _judge_name(ws, method),
-        "student": judge if decisions else None,
+        "student": judge if found.decisions else None,
         "seconds": round(time.perf_counter() - begin, 2),
-        "skipped_share": skipped_share(examples),
-        "removal_rates": removal_rates(examples),
-        "kept_units": [sorted(e.kept) for e in examples],
+        "skipped_share": None if found.rewritten else skipped_share(found.examples),
+        "removal_rates": {} if found.rewritten else removal_rates(found.examples),
+        "kept_units": [sorted(e.kept) for e in found.examples],
     }
     write_json(ws.skips(name), record)
 
 
 def _judge_name(ws: Workspace, method: Method) -> str:
     return ws.config.skip.judge if method.skips == "judge" else str(method.skips)
-
-
-def _decide(
-    ws: Workspace,
-    method: Method,
-    judge: str,
-    examples: Sequence[Example],
-    ratify: bool,
-    progress: Progress,
-) -> tuple[list[Example], list[Decision]]:
-    _check_trained(ws, judge)
-    criterion = ws.config.skip
-    if method.skips == "literal":
-        criterion = replace(criterion, judge="literal")
-    decide = ratify_skips if ratify else find_skips
-    return decide(open_student(ws, judge), examples, criterion, progress=progress)
 
 
 def _check_trained(ws: Workspace, judge: str) -> None:

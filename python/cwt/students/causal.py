@@ -74,8 +74,23 @@ class CausalStudent:
                 **options,
             )
 
-    @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        return self._write(prompts, max_new_tokens, do_sample=False)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            return self._write(
+                prompts, max_new_tokens, do_sample=True, temperature=temperature, top_k=0
+            )
+
+    @torch.inference_mode()
+    def _write(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+    ) -> list[list[int]]:
         self.model.eval()
         eos, pad = self.tokenizer.eos, self.tokenizer.pad
         rows = [torch.tensor(prompt) for prompt in prompts]
@@ -86,10 +101,10 @@ class CausalStudent:
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             num_beams=1,
             eos_token_id=eos,
             pad_token_id=pad,
+            **options,
         )
         written = out[:, ids.shape[1] :].tolist()
         return [row[: row.index(eos) + 1] if eos in row else row for row in written]
