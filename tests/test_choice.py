@@ -180,7 +180,7 @@ def test_stt_waits_until_the_student_is_ready(ws, monkeypatch, learns, wanted):
     assert [c["ready"] for c in record["readiness"]] == [right == READY for right in learns]
     if wanted == ["none", "none"]:
         assert "STT-round-2 answers 30.0 % of the validation questions right" in record["why"]
-        assert "the 47.5 % at which skipping begins" in record["why"]
+        assert "the 32.5 % at which skipping begins" in record["why"]
 
 
 def test_stt_at_once_does_not_wait(ws, monkeypatch):

@@ -119,7 +119,7 @@ class SkipConfig(SkipCriterion):
     """
 
     rounds: int = 4
-    ready_skill: float = 0.3
+    ready_skill: float = 0.1
     accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
     matched_share: float = 0.0
     samples: int = 4
