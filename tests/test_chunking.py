@@ -175,3 +175,13 @@ def test_chunk_decides_anew_from_whole_examples(method):
 def test_no_chunks_are_refused():
     with pytest.raises(UserError, match="count must be at least 1, got 0"):
         ChunkOptions(count=0)
+
+
+def test_a_move_must_gain_more_than_the_threshold():
+    costs = np.array([[0, 1, 4, 9], [0, 0, 1, 5], [0, 0, 0, 2], [0, 0, 0, 0]], dtype=float)
+    # From [0, 2, 3] (4 + 2) the move to [0, 1, 3] (1 + 5) gains nothing; from there, neither.
+    assert search_chunks(costs, [0, 2, 3]) == [0, 2, 3]
+    costs[1, 3] = 4.5
+    assert search_chunks(costs, [0, 2, 3]) == [0, 1, 3]
+    assert search_chunks(costs, [0, 2, 3], min_gain=0.4) == [0, 1, 3]
+    assert search_chunks(costs, [0, 2, 3], min_gain=0.5) == [0, 2, 3]

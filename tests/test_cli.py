@@ -52,7 +52,7 @@ def test_unknown_command_flag_and_preset(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--task", "chess", "task must be one of arithmetic, objects, letters, coin, got 'chess'"),
+        ("--task", "chess", "one of arithmetic, objects, letters, coin, stock, got 'chess'"),
         ("--skip.min-probability", "1.5", "min_probability must be between 0 and 1, got 1.5"),
         ("--chunk.count", "0", "count must be at least 1, got 0"),
         ("--epochs", "-1", "epochs must be at least 0, got -1"),

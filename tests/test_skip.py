@@ -10,6 +10,7 @@ from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, ski
 from cwt.skipping.criterion import SkipCriterion
 from cwt.skipping.judge import find_skips
 from cwt.skipping.ratify import ratify_skips
+from cwt.skipping.rivals import matched_counts
 from cwt.students.tokenized import build_sequence
 from cwt.training.loop import train
 from cwt.training.recipe import Recipe
@@ -154,7 +155,7 @@ def plain_ratify(criterion, student, example):
 def test_batched_ratification_equals_the_criterion_taken_one_by_one(criterion):
     student = tiny()
     # What no judge would leave out: it is for the student to say.
-    before = random_skips(oracle_skips(examples(8)), seed=3)
+    before = random_skips(examples(8), 3, matched_counts(oracle_skips(examples(8))))
     found, decisions = ratify_skips(student, before, criterion, batch_size=3)
     for example, after in zip(before, found, strict=True):
         assert after.kept_units == plain_ratify(criterion, student, example)
@@ -202,11 +203,12 @@ def test_controls():
         kept = {example.roles[u] for u in after.kept_units if u}
         assert kept == {CORE, ANSWER}
     assert removal_rates(oracle) == {"core": 0.0, "filler": 1.0, "restate": 1.0}
-    drawn = random_skips(oracle, seed=0)
+    counts = matched_counts(oracle)
+    drawn = random_skips(some, 0, counts)
     assert [len(e.kept_units) for e in drawn] == [len(e.kept_units) for e in oracle]
     assert skipped_share(drawn) == skipped_share(oracle) > 0.5
     assert all({0, len(e.units) - 1} <= e.kept_units for e in drawn)
-    assert drawn == random_skips(oracle, seed=0) != random_skips(oracle, seed=1)
+    assert drawn == random_skips(some, 0, counts) != random_skips(some, 1, counts)
     assert removal_rates(drawn)["core"] > 0.4
 
 

@@ -12,7 +12,7 @@ SMALL = ["--data.train-size", "16", "--data.validation-size", "8", "--data.test-
          "--budget", "600", "--skip.rounds", "1", "--eval.max-new-tokens", "24",
          "--eval.batch-size", "10", "--eval.latency-questions", "1", "--tasks", "letters",
          "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT",
-         "--train.parent", "CWT"]  # fmt: skip
+         "--train.parent", "CWT", "--skip.ready-skill", "0.0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def swept(tmp_path_factory):
 
 def test_a_sweep_holds_every_row_of_every_run(swept):
     found = read_json(swept / "sweep.json")
-    names = ["FTT", "CWT", "CWT-adaptive", "STT"]
+    names = ["FTT", "CWT", "CWT-adaptive", "continued", "STT"]
     assert [(r["seed"], r["name"]) for r in found["methods"]] == [
         (seed, name) for seed in (0, 1) for name in names
     ]
@@ -40,7 +40,7 @@ def test_a_sweep_holds_every_row_of_every_run(swept):
         for key in ("generated_tokens", "latency_seconds", "total_loss_tokens"):
             assert row[key] == pytest.approx(np.mean([r[key] for r in own]))
     assert {(d["a"], d["b"]) for d in found["differences"]} == {
-        ("STT", "CWT"), ("CWT", "FTT"), ("CWT-adaptive", "CWT"),
+        ("STT", "CWT"), ("STT", "continued"), ("CWT", "FTT"), ("CWT-adaptive", "CWT"),
     }  # fmt: skip
     for d in found["differences"]:
         of = {r["name"]: r["accuracy"] for r in found["summary"]}
@@ -81,7 +81,7 @@ def test_a_rerun_trains_nothing(swept):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--tasks", "sums"], "--tasks: wanted some of arithmetic, objects, letters, coin, got"),
+    [(["--tasks", "sums"], "wanted some of arithmetic, objects, letters, coin, stock, got"),
      (["--seeds", "one"], "--seeds must be whole numbers, got 'one'"),
      (["--seeds", ","], "--seeds must name at least one"),
      (["--jobs", "-1"], "--jobs must not be negative, got -1"),

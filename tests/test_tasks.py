@@ -30,6 +30,10 @@ def solve(problem: Problem) -> str:
     if problem.task == "letters":
         words = q.split("words ")[1].rstrip(".").split(", ")
         return " ".join(word[-1] for word in words)
+    if problem.task == "stock":
+        value = int(re.search(r"has (\d+)", q).group(1))
+        gained = sum(map(int, re.findall(r"gets (\d+)", q)))
+        return str(value + gained - sum(map(int, re.findall(r"sells (\d+)", q))))
     flips = len(re.findall(r"\w+ flips", q))
     heads = ("heads" in q.split(".")[0]) == (flips % 2 == 0)
     return "yes" if heads else "no"
@@ -54,6 +58,30 @@ def test_core_steps_are_true_equations_and_chain():
                 value = value + int(b) if op == "+" else value - int(b)
                 assert value == int(c)
         assert str(value) == problem.answer
+
+
+def test_a_shop_checks_its_sums_and_nothing_follows_from_that():
+    spare = 0
+    for problem in unique_problems("stock", 200, seed=0):
+        value = int(re.search(r"has (\d+)", problem.question).group(1))
+        events = re.findall(r"(gets|sells) (\d+)", problem.question)
+        assert 2 <= len(events) <= 4
+        signs = iter([(int(n) if verb == "gets" else -int(n)) for verb, n in events])
+        for sentence, kind in zip(problem.sentences, problem.roles, strict=True):
+            sum_ = re.search(r"(\d+) ([+-]) (\d+) = (\d+)", sentence)
+            assert (sum_ is not None) == (kind in (CORE, SPARE))
+            if sum_:
+                a, sign, b, c = (int(x) if x.isdigit() else x for x in sum_.groups())
+                assert a + b * {"+": 1, "-": -1}[sign] == c
+            if kind == CORE:
+                assert a == value
+                value += next(signs)
+                assert 1 <= value == c <= 60
+            elif kind == SPARE:
+                assert a == value
+                spare += 1
+        assert str(value) == problem.answer
+    assert spare > 100
 
 
 def told(problem, left_out=None):

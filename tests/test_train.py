@@ -4,13 +4,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from app_fixtures import examples, tiny
 from cwt.evaluation.generation import evaluate
 from cwt.files import read_json, read_lines
+from cwt.training.chunking import chunk_costs, search_chunks, unit_nll
 from cwt.training.loop import train
-from cwt.training.recipe import Recipe
+from cwt.training.rechunk import Rechunker
+from cwt.training.recipe import ChunkOptions, Recipe
 from cwt.training.sampler import Sampler
 from torch.nn import functional as F
 from train_cases import RECIPE, same_weights, stopped, trained
@@ -75,6 +78,80 @@ def test_one_step_is_adamw_on_the_mean_nll_of_the_chunk(tmp_path):
         torch.testing.assert_close(
             moved[clear], -rate * parameter.grad[clear].sign(), rtol=5e-2, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 1])
+def test_where_chunks_weigh_the_same_a_step_is_the_mean_over_chunks_of_their_mean(
+    tmp_path, micro_batch_size
+):
+    recipe = Recipe(
+        target="rationale", weigh="chunk", budget=1, batch_size=3, weight_decay=0.0,
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    model, spent = trained(tmp_path, recipe, n=3)
+    student = tiny()
+    reference = copy.deepcopy(student.model).double()
+    means, tokens = [], 0
+    for row in Sampler([student.tokenize(e) for e in examples(3)], recipe).draw():
+        logits = reference(input_ids=torch.tensor([row.ids])).logits[0, :-1]
+        nll = F.cross_entropy(logits, torch.tensor(row.ids[1:]), reduction="none")
+        of_token = torch.tensor(row.chunks[1:])
+        means += [nll[of_token == m].mean() for m in sorted(set(row.chunks) - {-1})]
+        tokens += sum(chunk >= 0 for chunk in row.chunks)
+    (sum(means) / len(means)).backward()
+    loss = float(sum(means).detach()) / len(means)
+    assert len(means) == sum(e.chunks for e in examples(3)) > 9
+    assert (spent.optimizer_steps, spent.loss_tokens) == (1, tokens)
+    (line,) = read_lines(tmp_path / "train_log.jsonl")
+    assert line["loss"] == pytest.approx(loss, rel=1e-5)
+    assert sum(line["chunk_tokens"]) == tokens
+    assert len(line["chunk_tokens"]) == max(e.chunks for e in examples(3))
+    rate, start = recipe.learning_rate * 0.02, student.model.state_dict()
+    for name, parameter in reference.named_parameters():
+        moved = (model.state_dict()[name] - start[name]).double()
+        clear = parameter.grad.abs() > 1e-4
+        torch.testing.assert_close(
+            moved[clear], -rate * parameter.grad[clear].sign(), rtol=5e-2, atol=1e-7
+        )
+
+
+def test_chunks_are_searched_anew_every_epoch_with_the_student_as_it_is(tmp_path, monkeypatch):
+    """Each search against one by hand on the weights of that moment; a resumed run has the same."""
+    recipe = Recipe(
+        target="chunk", budget=4000, batch_size=8, checkpoint_seconds=0.0,
+        rechunk=ChunkOptions("sbc", count=4, min_gain=0.02),
+    )  # fmt: skip
+    seen = []
+
+    def watched(self):
+        weights = copy.deepcopy(self.student.model.state_dict())
+        before = [e.boundaries for e in self.examples]
+        found = search(self)
+        assert self.student.model.training
+        seen.append((weights, before, [x.example.boundaries for x in found]))
+        return found
+
+    search = Rechunker.search
+    monkeypatch.setattr(Rechunker, "search", watched)
+    trained(tmp_path / "straight", recipe, n=6)
+    assert len(seen) > 2
+    assert [before for _, before, _ in seen[1:]] == [found for *_, found in seen[:-1]]
+    assert seen[0][2] != seen[-1][2]
+    student = tiny()
+    for weights, before, found in seen:
+        student.model.load_state_dict(weights)
+        whole = [student.tokenize(e) for e in examples(6)]
+        for x, nll, start, cuts in zip(
+            whole, unit_nll(student, whole, 6), before, found, strict=True
+        ):
+            n = len(x.units) - 1
+            lengths = np.array([len(unit) for unit in x.units[:n]])
+            costs = chunk_costs(nll[:n], lengths, "mean")
+            assert cuts == (*search_chunks(costs, start[:-1], min_gain=0.02), n + 1)
+    stopped(tmp_path / "stopped", recipe)
+    resumed, _ = trained(tmp_path / "stopped", recipe, n=16)
+    again, _ = trained(tmp_path / "again", recipe, n=16)
+    assert same_weights(again, resumed)
 
 
 def test_log_holds_the_statistics_of_every_chunk(tmp_path):

@@ -258,6 +258,11 @@ class Skip(Command):
             )
         with ws.locked(), Bars() as bars:
             name = skip_round(ws, METHODS["STT"], self.round - 1, bars.one("skips"))
+        if name is None:
+            raise UserError(
+                "skip: the student is not ready to judge; see --skip.ready-skill. "
+                "`cwt train --method STT` trains it on without skips."
+            )
         record = read_json(ws.skips(name))
         rates = "".join(f", {100 * v:.0f} % of {k}" for k, v in record["removal_rates"].items())
         _print(f"{name}: {100 * record['skipped_share']:.0f} % of the middle units left out{rates}")
@@ -279,13 +284,14 @@ class Eval(Command):
 
     def run(self) -> None:
         ws = self.workspace()
+        from cwt.pipeline.choice import chosen_student
         from cwt.pipeline.methods import method_named
         from cwt.pipeline.run import evaluate_row
-        from cwt.pipeline.stages import best_round, measure_latency
+        from cwt.pipeline.stages import measure_latency
 
         method = method_named(self.method)
         with ws.locked(), Bars() as bars:
-            student = best_round(ws, method) if method.in_rounds else method.name
+            student = chosen_student(ws, method) if method.in_rounds else method.name
             score = evaluate_row(ws, method.name, student, bars.one(method.name))
             measure_latency(ws, student)
         _print(f"{method.name}: {100 * score['accuracy']:.1f} % of {score['questions']} questions")

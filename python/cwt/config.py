@@ -35,7 +35,7 @@ class DataConfig:
         eval_file: test questions, in the same formats; without it a part of --data is held out.
         columns: names of columns that are not recognised: question=NAME,rationale=NAME,answer=NAME.
         strict: stop at the first row that cannot be used, in place of listing it.
-        task: generated task: arithmetic, objects, letters or coin.
+        task: generated task: arithmetic, objects, letters, coin or stock.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
         unit: the piece of a rationale that is never cut.
         train_size: how many training examples, at most; 0: all rows of --data, 600 generated ones.
@@ -103,21 +103,42 @@ class SkipConfig(SkipCriterion):
     """What may be left out, and how skip-thinking training (STT) alternates with deciding it.
 
     Attributes:
-        rounds: how often STT decides skips and trains; the best round on validation is kept.
+        rounds: how often STT decides skips and trains, at most; the best round is kept.
+        ready_skill: STT begins to skip once the student's skill on validation questions is at least
+            this; before that it trains on whole rationales. 0 is the accuracy of the most frequent
+            answer, 1 is all right.
+        accuracy_tolerance: points of validation accuracy that STT may lose. It ends with the
+            round that writes the fewest tokens of those whose accuracy is within this of the best
+            round's, and which no paired 95 % interval puts behind the row `continued` or the parent
+            by more than this; else with the better of those two.
+        matched_share: share of the middle units that every row with a matched number of skips
+            leaves out; 0: as many of each example as STT.
+        samples: rationales that the row shortest-correct samples of each question.
+        sample_temperature: of that sampling.
         ratify: in every other round the student confirms what the judge decided, or takes it back.
         budget_share: part of --budget that each round trains for.
         mix_full: share of the full rationales that is added to the shortened ones.
     """
 
     rounds: int = 4
+    ready_skill: float = 0.1
+    accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
+    matched_share: float = 0.0
+    samples: int = 4
+    sample_temperature: float = 1.0
     ratify: bool = True
     budget_share: float = 0.2
     mix_full: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 1, "rounds")
-        _share(self, "budget_share", "mix_full")
+        _at_least(self, 1, "rounds", "samples")
+        _at_least(self, 0, "accuracy_tolerance")
+        if not self.sample_temperature > 0:
+            raise UserError(
+                f"sample_temperature must be greater than 0, got {self.sample_temperature}."
+            )
+        _share(self, "ready_skill", "matched_share", "budget_share", "mix_full")
 
 
 @dataclass(frozen=True)

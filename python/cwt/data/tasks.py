@@ -1,10 +1,12 @@
 """Generated reasoning problems with a programmatic teacher that writes like a real one.
 
 Four families of the field: arithmetic word problems, tracking shuffled objects, last letters, coin
-flips. Around the steps the teacher restates, announces and sums up. Every sentence carries its
-role, so that a claim such as "the judge removes filler and keeps core steps" can be checked. A step
-is core where the answer follows from it, and spare where nothing that comes later does: a swap that
-reaches neither the person asked about nor anyone that a core step tells of, a coin not flipped.
+flips. A fifth, the stock of a shop, has wording that the embedded student was not pretrained on.
+Around the steps the teacher restates, announces and sums up. Every sentence carries its role, so
+that a claim such as "the judge removes filler and keeps core steps" can be checked. A step is core
+where the answer follows from it, and spare where nothing that comes later does: a swap that reaches
+neither the person asked about nor anyone that a core step tells of, a coin not flipped, the check
+of a sum.
 """
 
 import random
@@ -204,11 +206,48 @@ def coin(rng: random.Random, steps: int = 4, filler: float = 0.7) -> Problem:
     return out.problem("coin", " ".join(question), "yes" if heads else "no")
 
 
+def stock(rng: random.Random, steps: int = 0, filler: float = 0.7) -> Problem:
+    """Returns a stock problem: a shop's goods over `steps` deliveries and sales of 3..12.
+
+    Without `steps` there are 2 to 4 of them. The teacher digresses, and checks some of its sums.
+    """
+    out = _Writer(rng, filler)
+    steps = steps or rng.randint(2, 4)
+    goods, value = rng.choice(ITEMS), rng.randint(15, 45)
+    question = [f"A shop has {value} {goods}."]
+    out.intro()
+    out.add(RESTATE, f"At the start it has {value} {goods}.", f"It begins with {value}.")
+    for _ in range(steps):
+        amount, comes = rng.randint(3, 12), rng.random() < 0.5
+        if value - amount < 1:
+            comes = True
+        elif value + amount > 60:
+            comes = False
+        event = f"it gets {amount} more" if comes else f"it sells {amount}"
+        question.append(f"{event[0].upper()}{event[1:]}.")
+        out.maybe(
+            FILLER,
+            f"A person may come back to look at the {goods}.",
+            f"What the {goods} cost does not matter.",
+            "The shop is a busy place.",
+            share=0.6,
+        )
+        out.restate(event)
+        after = value + amount if comes else value - amount
+        out.add(CORE, f"Now the stock is {value} {'+' if comes else '-'} {amount} = {after}.")
+        back = f"{after} {'-' if comes else '+'} {amount} = {value}"
+        out.maybe(SPARE, f"Check: {back}.", f"To be sure, {back}.", share=0.6)
+        value = after
+    question.append(f"How many {goods} does it have?")
+    return out.problem("stock", " ".join(question), str(value))
+
+
 TASKS: dict[str, Callable[..., Problem]] = {
     "arithmetic": arithmetic,
     "objects": objects,
     "letters": letters,
     "coin": coin,
+    "stock": stock,
 }
 
 

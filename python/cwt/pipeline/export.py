@@ -1,16 +1,17 @@
 """Rows of a run for other trainers: what a row of the table trains, as text or in tokens."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cwt.data.example import Example
 from cwt.data.export import ROWS, Format, Sample, What, Wording, samples
+from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_lines
-from cwt.pipeline.methods import Method, parent_of, round_names
-from cwt.pipeline.stages import best_round, shortened_examples
+from cwt.pipeline.choice import chosen_student, not_trained
+from cwt.pipeline.methods import Method, parent_of
+from cwt.pipeline.stages import shortened_examples
 from cwt.pipeline.workspace import Workspace
 from cwt.students.load import load_tokenizer
 from cwt.students.tokenized import IGNORE_INDEX, PromptTokenizer, build_sequence
@@ -87,24 +88,20 @@ def trained_examples(ws: Workspace, method: Method) -> list[Example]:
     """
     if parent_of(method, ws.config) is None:
         examples = ws.training_examples(method.chunking)
+        examples = with_stage_marks(examples) if method.stage_marks else examples
     else:
-        examples = shortened_examples(ws, _student_with_skips(ws, method))
+        examples = shortened_examples(ws, _student_with_skips(ws, method), method)
     if method.target == "answer":
         examples = [e.keeping(frozenset([len(e.units) - 1])) for e in examples]
     return examples
 
 
 def _student_with_skips(ws: Workspace, method: Method) -> str:
-    needed: Iterable[Path] = [ws.skips(method.name)]
     if method.in_rounds:
-        rounds = round_names(method.name, ws.config.skip.rounds)
-        needed = [ws.evaluation(name, "validation") for name in rounds]
-    if not all(path.exists() for path in needed):
-        raise UserError(
-            f"{ws.out} holds no {method.name} yet; run `cwt train --method {method.name} "
-            f"--out {ws.out}` first."
-        )
-    return best_round(ws, method) if method.in_rounds else method.name
+        return chosen_student(ws, method)
+    if not ws.skips(method.name).exists():
+        raise not_trained(ws, method)
+    return method.name
 
 
 def token_row(

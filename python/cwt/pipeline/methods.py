@@ -9,12 +9,19 @@ from typing import Any, Literal
 
 from cwt.config import RunConfig
 from cwt.errors import UserError
-from cwt.training.recipe import BudgetUnit, ChunkMethod, Schedule, Target
+from cwt.training.recipe import BudgetUnit, ChunkMethod, Schedule, Target, Weigh
 
 PARENT = "parent"  # stands for the row that config.train.parent names
+CONTINUED = "continued"  # the row that trains the parent on for as long, nothing skipped
 
 BatchSize = Literal["batch_size", "small_batch_size", "chunk_batch_size"]
-SkipSource = Literal["judge", "none", "literal", "oracle", "random"]
+SkipSource = Literal[
+    "judge", "none", "literal", "oracle", "random", "truncation", "perplexity", "entropy", "upset",
+    "surprisal", "sampled", "schedule", "like", "marked",
+]  # fmt: skip
+_MATCHED = {
+    "random", "truncation", "perplexity", "entropy", "upset", "surprisal", "schedule",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,17 @@ class Method:
         dropout: whether middle units are left out at random, at the configured rate.
         parent: the row whose student it goes on from; None: the given student.
         skips: who decides which units are left out of the rationales it goes on with: a `judge`
-            (in rounds that alternate with training), `none`, or a control.
+            (in rounds that alternate with training), `none`, or a control. `schedule` leaves out
+            more in every round, `like` what the matched row does, `marked` the same with a mark,
+            `sampled` has the student write the rationales.
         ratify: in every other round the student confirms the judge's decisions, where configured.
+        may_decline: whether it waits until the student is ready to judge, and ends with the row
+            `continued`, or its parent, where its own rounds are behind them.
         matches: the row whose number of skips per example it copies.
+        mix_full: share of the full rationales that is added; None: as configured.
+        weigh: what weighs the same in the loss of a step: every token, or every chunk.
+        stage_marks: whether the number of its stage stands before each chunk.
+        rechunk: how the chunks are searched anew at the beginning of every epoch; None: never.
         needs_roles: whether it needs generated examples, which say what each unit is.
         in_default: whether it runs where `methods` is `all`.
         diagnosed: whether a sweep diagnoses its student.
@@ -52,7 +67,12 @@ class Method:
     parent: str | None = None
     skips: SkipSource | None = None
     ratify: bool = True
+    may_decline: bool = False
     matches: str | None = None
+    mix_full: float | None = None
+    weigh: Weigh = "token"
+    stage_marks: bool = False
+    rechunk: ChunkMethod | None = None
     needs_roles: bool = False
     in_default: bool = True
     diagnosed: bool = False
@@ -61,7 +81,12 @@ class Method:
     @property
     def in_rounds(self) -> bool:
         """Whether it alternates between deciding and training."""
-        return self.skips == "judge"
+        return self.skips in ("judge", "schedule")
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether it leaves out as many units as another row does, or a given share."""
+        return self.skips in _MATCHED
 
     @property
     def may_be_parent(self) -> bool:
@@ -76,6 +101,14 @@ def _chunk_wise(name: str, label: str, **options: Any) -> Method:
 def _variant(name: str, label: str, **options: Any) -> Method:
     """Chunk-wise training with other chunks or another schedule than configured."""
     return _chunk_wise(name, label, in_default=False, **options)
+
+
+def _matched(name: str, label: str, skips: SkipSource, **options: Any) -> Method:
+    """A rival of STT: trains as long, on rationales that something else has shortened."""
+    return Method(
+        name, label, parent=PARENT, skips=skips, matches="STT", in_default=False,
+        compared_with=("STT", "random-skips"), **options,
+    )  # fmt: skip
 
 
 METHODS: dict[str, Method] = {
@@ -136,27 +169,72 @@ METHODS: dict[str, Method] = {
             compared_with=("CWT",),
         ),
         Method(
-            "continued",
+            "CWT-one-pass",
+            "the whole rationale in one pass, every chunk with the same weight in the loss",
+            batch="small_batch_size",
+            weigh="chunk",
+            in_default=False,
+            compared_with=("CWT", "FTT-small-batch"),
+        ),
+        _variant(
+            "CWT-sbc-repeated",
+            "CWT whose chunks are searched anew every epoch (SBC), after readers' notes on the "
+            "paper",
+            rechunk="sbc",
+            compared_with=("CWT", "CWT-sbc"),
+        ),
+        _variant(
+            "CWT-sbc-exact-repeated",
+            "the same with the exact optimum of SBC",
+            rechunk="sbc-exact",
+            compared_with=("CWT", "CWT-sbc-repeated"),
+        ),
+        _variant(
+            "CWT-sbc-repeated-marks",
+            "CWT-sbc-repeated with the number of its stage before each chunk",
+            rechunk="sbc",
+            stage_marks=True,
+            compared_with=("CWT", "CWT-sbc-repeated"),
+        ),
+        _variant(
+            "CWT-stage-marks",
+            "CWT with the number of its stage before each chunk, after readers' notes on the paper",
+            stage_marks=True,
+            compared_with=("CWT",),
+        ),
+        Method(
+            CONTINUED,
             "the parent trained on for as long as STT, nothing skipped",
             parent=PARENT,
             skips="none",
         ),
         Method(
             "STT",
-            "skip-thinking training: judge and student decide in turn, the best round is kept",
+            "skip-thinking training: judge and student decide in turn, from when the student is "
+            "ready on; the best round is kept, or one that skips nothing",
             parent=PARENT,
             skips="judge",
+            may_decline=True,
             compared_with=(
                 PARENT,
-                "continued",
+                CONTINUED,
+                "STT-at-once",
                 "STT-as-judged",
                 "FTT-sentence-dropout",
                 "oracle-skips",
             ),
         ),
         Method(
+            "STT-at-once",
+            "STT that begins at once, ready or not, and must end with one of its rounds",
+            parent=PARENT,
+            skips="judge",
+            in_default=False,
+            compared_with=(PARENT, CONTINUED),
+        ),
+        Method(
             "STT-as-judged",
-            "STT without the rounds in which the student confirms the judge's decisions",
+            "STT-at-once without the rounds in which the student confirms the judge's decisions",
             parent=PARENT,
             skips="judge",
             ratify=False,
@@ -175,6 +253,61 @@ METHODS: dict[str, Method] = {
             parent=PARENT,
             skips="random",
             matches="STT",
+        ),
+        _matched(
+            "truncation-skips",
+            "as long as STT, the last sentences before the answer left out, as many as in STT",
+            "truncation",
+        ),
+        _matched(
+            "perplexity-skips",
+            "the same, without those whose absence raises the answer's perplexity least",
+            "perplexity",
+        ),
+        _matched(
+            "entropy-skips",
+            "the same, without those of the lowest step entropy",
+            "entropy",
+        ),
+        _matched(
+            "forward-skips",
+            "the same, without those that what follows misses least: one judged round",
+            "upset",
+        ),
+        _matched(
+            "surprisal-tokens",
+            "the same in tokens: without those that surprise the student least",
+            "surprisal",
+        ),
+        _matched(
+            "internalised",
+            "the same, the first sentences left out, more a round (stepwise internalisation)",
+            "schedule",
+        ),
+        Method(
+            "shortest-correct",
+            "as long as STT, on the shortest right rationale of some that the parent samples",
+            parent=PARENT,
+            skips="sampled",
+            in_default=False,
+            compared_with=("STT", CONTINUED),
+        ),
+        _matched(
+            "STT-in-one-piece",
+            "as long as STT, on what its chosen round was trained on, from the parent on",
+            "like",
+        ),
+        _matched(
+            "STT-mixed",
+            "the same, with a quarter as many whole rationales added (long and short mixed)",
+            "like",
+            mix_full=0.25,
+        ),
+        _matched(
+            "STT-skip-marks",
+            "the same as STT-in-one-piece, with a mark where sentences are left out, after "
+            "readers' notes on the paper",
+            "marked",
         ),
         Method(
             "oracle-skips",
@@ -213,9 +346,17 @@ def parent_of(method: Method, config: RunConfig) -> str | None:
     return name
 
 
+def matched_row(method: Method, config: RunConfig) -> str | None:
+    """Returns the row whose number of skips a method copies; None where a share is configured."""
+    return None if method.is_matched and config.skip.matched_share else method.matches
+
+
 def needs(method: Method, config: RunConfig) -> list[str]:
     """Returns the rows that must be trained before a method."""
-    return [name for name in (parent_of(method, config), method.matches) if name]
+    continued = CONTINUED if method.may_decline else None
+    return [
+        name for name in (parent_of(method, config), matched_row(method, config), continued) if name
+    ]
 
 
 def selected_methods(config: RunConfig) -> list[str]:
@@ -253,14 +394,17 @@ def lineage(method: Method, config: RunConfig, student: str) -> list[str]:
     if not method.in_rounds:
         return [parent, student]
     rounds = round_names(method.name, config.skip.rounds)
+    if student not in rounds:
+        return list(dict.fromkeys([parent, student]))
     return [parent, *rounds[: rounds.index(student) + 1]]
 
 
 def trained_for(method: Method, config: RunConfig, student: str) -> list[str]:
-    """Returns all students that were trained for a row, rounds that lost on validation included."""
+    """Returns all students that may have been trained for a row, with those that were not kept."""
     parent = parent_of(method, config)
     if parent and method.in_rounds:
-        return [parent, *round_names(method.name, config.skip.rounds)]
+        continued = [CONTINUED] if method.may_decline else []
+        return [parent, *round_names(method.name, config.skip.rounds), *continued]
     return lineage(method, config, student)
 
 

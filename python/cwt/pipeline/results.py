@@ -42,6 +42,7 @@ class Row:
         total_loss_tokens: loss tokens of all that was trained for the row.
         total_processed_tokens: processed tokens of all that was trained for the row.
         total_train_seconds: wall time of all that was trained for the row.
+        choice: of a row in rounds, why it ends with that student; else None.
         student: folder of the chosen student, relative to the folder of the run.
     """
 
@@ -66,6 +67,7 @@ class Row:
     total_loss_tokens: int
     total_processed_tokens: int
     total_train_seconds: float
+    choice: str | None
     student: str
 
 
@@ -112,7 +114,7 @@ def _row(ws: Workspace, method: Method) -> Row:
     judged = read_json(ws.skips(student)) if ws.skips(student).exists() else None
     if judged and judged["judge"] == "none":
         judged = None
-    latency = ws.latency(student)
+    latency, choice = ws.latency(student), ws.choice(method.name)
     totals = {f"total_{name}": value for name, value in _costs(ws, everything).items()}
     return Row(
         name=method.name,
@@ -128,6 +130,7 @@ def _row(ws: Workspace, method: Method) -> Row:
         skipped_share=judged["skipped_share"] if judged else None,
         removal_rates=(judged["removal_rates"] or None) if judged else None,
         skip_seconds=round(sum(s["seconds"] for s in skips), 1),
+        choice=read_json(choice)["why"] if choice.exists() else None,
         student=str(ws.student(student).relative_to(ws.out)),
         **_costs(ws, path),
         **totals,

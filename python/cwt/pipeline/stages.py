@@ -5,16 +5,16 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from cwt.config import RunConfig
-from cwt.data.example import Example
+from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import evaluate, latency
 from cwt.files import read_json, write_json, write_lines
+from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.fit import (
     describe,
     fitted_options,
@@ -22,13 +22,19 @@ from cwt.pipeline.fit import (
     open_student,
     token_lengths,
 )
-from cwt.pipeline.methods import METHODS, Method, parent_of, round_names, selected_methods
+from cwt.pipeline.methods import (
+    CONTINUED,
+    METHODS,
+    Method,
+    matched_row,
+    parent_of,
+    round_names,
+    selected_methods,
+)
+from cwt.pipeline.skips import decide_skips
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress, part_of, quiet
-from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, skipped_share
-from cwt.skipping.criterion import Decision
-from cwt.skipping.judge import find_skips
-from cwt.skipping.ratify import ratify_skips
+from cwt.skipping.controls import removal_rates, skipped_share
 from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
@@ -89,11 +95,15 @@ def recipe_of(ws: Workspace, method: Method) -> Recipe:
         target=method.target,
         batch_size=getattr(c, method.batch),
         sentence_dropout=c.sentence_dropout if method.dropout else 0.0,
+        weigh=method.weigh,
+        stage_marks=method.stage_marks,
         seed=ws.config.seed,
         **shared | fitted_options(ws),
     )
     if method.budget_unit:
         recipe = replace(recipe, budget_unit=method.budget_unit)
+    if method.rechunk:
+        recipe = replace(recipe, rechunk=replace(ws.config.chunk, method=method.rechunk))
     if method.schedule:
         recipe = replace(recipe, schedule=method.schedule)
     if parent_of(method, ws.config):
@@ -109,14 +119,14 @@ def continued_recipe(ws: Workspace, method: Method, rounds: int) -> Recipe:
 
 
 def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> str:
-    """Trains a row of the table, in all its rounds; returns its student (of STT, the best one)."""
+    """Trains a row of the table, in all its rounds; returns its student (of STT: the chosen)."""
     parent = parent_of(method, ws.config)
     if parent is None:
         _train_base(ws, method, progress)
         return method.name
     if method.in_rounds:
         _train_rounds(ws, method, parent, progress)
-        return best_round(ws, method)
+        return write_choice(ws, method)
     skip_units(ws, method.name, method, parent, like=_matched_student(ws, method))
     train_on(ws, method.name, method, parent, ws.config.skip.rounds, progress)
     return method.name
@@ -124,7 +134,8 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
 
 def _matched_student(ws: Workspace, method: Method) -> str | None:
     """Returns the student whose number of skips a control copies."""
-    return best_round(ws, METHODS[method.matches]) if method.matches else None
+    matches = matched_row(method, ws.config)
+    return chosen_student(ws, METHODS[matches]) if matches else None
 
 
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
@@ -156,17 +167,18 @@ def train_on(
         return
     if not ws.trained(start):
         raise UserError(f"{name} continues {start}; run `cwt train --method {start}` first.")
-    examples = shortened_examples(ws, name)
+    examples = shortened_examples(ws, name, method)
     recipe = continued_recipe(ws, method, rounds)
     folder, c = ws.student(name), ws.config
     train(open_student(ws, start), examples, recipe, folder, progress, c.cpu, (), c.trackers)
 
 
-def shortened_examples(ws: Workspace, name: str) -> list[Example]:
+def shortened_examples(ws: Workspace, name: str, method: Method) -> list[Example]:
     """Returns the training examples as a student trains on them: shortened, some also whole."""
+    share = ws.config.skip.mix_full if method.mix_full is None else method.mix_full
     whole = ws.training_examples()
     rng = random.Random(f"mix-{ws.config.seed}")
-    mixed_in = [e for e in whole if rng.random() < ws.config.skip.mix_full]
+    mixed_in = [e for e in whole if rng.random() < share]
     return [*ws.with_skips(whole, name), *mixed_in]
 
 
@@ -175,34 +187,41 @@ def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress
     rounds = round_names(method.name, ws.config.skip.rounds)
     for r, name in enumerate(rounds):
         told = part_of(progress, r / len(rounds), (r + 1) / len(rounds), f"round {r + 1}, ")
-        skip_round(ws, method, r, told)
+        if skip_round(ws, method, r, told) is None:
+            break
         train_on(ws, name, method, rounds[r - 1] if r else parent, 1, told)
         evaluate_student(ws, name, "validation", told)
+    if method.may_decline:
+        train_method(ws, METHODS[CONTINUED], progress)  # where the row itself was not trained yet
+        evaluate_student(ws, CONTINUED, "validation", progress)
 
 
-def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str:
-    """Decides the skips of a round, the first being 0; returns the round's name."""
+def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str | None:
+    """Decides the skips of a round, the first being 0; returns the round's name.
+
+    Until the student is ready, a round skips nothing. None: the student is not ready, and too few
+    rounds are left to wait: a judged round and one that ratifies it.
+    """
     rounds = round_names(method.name, ws.config.skip.rounds)
     before = rounds[index - 1] if index else None
     judge = before or parent_of(method, ws.config)
     assert judge is not None
-    skip_units(ws, rounds[index], method, judge, before, is_ratified(ws, method, index), progress)
+    if method.skips == "schedule":
+        part = (index + 1) / len(rounds)
+        like = _matched_student(ws, method)
+        skip_units(ws, rounds[index], method, judge, like, progress=progress, part=part)
+        return rounds[index]
+    skipping = sum(read_json(ws.skips(name))["judge"] != "none" for name in rounds[:index])
+    if method.may_decline and not skipping:
+        _check_trained(ws, judge)
+        evaluate_student(ws, judge, "validation", progress)
+        if not readiness(ws, judge).ready:
+            if len(rounds) - index - 1 < 2:
+                return None
+            method = replace(method, skips="none")
+    ratify = bool(ws.config.skip.ratify and method.ratify and skipping % 2)
+    skip_units(ws, rounds[index], method, judge, before, ratify, progress)
     return rounds[index]
-
-
-def is_ratified(ws: Workspace, method: Method, index: int) -> bool:
-    """Returns whether the student itself decides in a round, the first being 0."""
-    return bool(ws.config.skip.ratify and method.ratify and index % 2)
-
-
-def best_round(ws: Workspace, method: Method) -> str:
-    """Returns the round with the best accuracy on validation, then the fewest tokens."""
-
-    def rank(name: str) -> tuple[float, float]:
-        found = read_json(ws.evaluation(name, "validation"))
-        return -found["accuracy"], found["generated_tokens"]
-
-    return min(round_names(method.name, ws.config.skip.rounds), key=rank)
 
 
 def skip_units(
@@ -213,6 +232,7 @@ def skip_units(
     like: str | None = None,
     ratify: bool = False,
     progress: Progress = quiet,
+    part: float = 1.0,
 ) -> None:
     """Writes skips/<name>: which units of the training examples stay, and why.
 
@@ -225,6 +245,7 @@ def skip_units(
             copies.
         ratify: whether the student decides again what was decided in the round before.
         progress: called with the share done and what is being done.
+        part: of the units to go, for a row that takes them away step by step.
     """
     if ws.skips(name).exists():
         return
@@ -232,21 +253,22 @@ def skip_units(
     examples = ws.training_examples()
     if like:
         examples = ws.with_skips(examples, like)
-    decisions: list[Decision] = []
-    if method.skips in ("judge", "literal"):
-        examples, decisions = _decide(ws, method, judge, examples, ratify, progress)
-    elif method.skips == "oracle":
-        examples = oracle_skips(examples)
-    elif method.skips == "random":
-        examples = random_skips(examples, ws.config.seed)
-    write_lines(ws.decisions(name), (asdict(d) for d in decisions))
+
+    def judging() -> Student:
+        _check_trained(ws, judge)
+        return open_student(ws, judge)
+
+    found = decide_skips(ws, method, judging, examples, ratify, part, progress)
+    write_lines(ws.decisions(name), (asdict(d) for d in found.decisions))
+    if found.rewritten:
+        write_examples(ws.rewritten(name), found.examples)
     record = {
         "judge": "ratify" if ratify else _judge_name(ws, method),
-        "student": judge if decisions else None,
+        "student": judge if found.decisions else None,
         "seconds": round(time.perf_counter() - begin, 2),
-        "skipped_share": skipped_share(examples),
-        "removal_rates": removal_rates(examples),
-        "kept_units": [sorted(e.kept) for e in examples],
+        "skipped_share": None if found.rewritten else skipped_share(found.examples),
+        "removal_rates": {} if found.rewritten else removal_rates(found.examples),
+        "kept_units": [sorted(e.kept) for e in found.examples],
     }
     write_json(ws.skips(name), record)
 
@@ -255,23 +277,11 @@ def _judge_name(ws: Workspace, method: Method) -> str:
     return ws.config.skip.judge if method.skips == "judge" else str(method.skips)
 
 
-def _decide(
-    ws: Workspace,
-    method: Method,
-    judge: str,
-    examples: Sequence[Example],
-    ratify: bool,
-    progress: Progress,
-) -> tuple[list[Example], list[Decision]]:
+def _check_trained(ws: Workspace, judge: str) -> None:
     if not ws.trained(judge):
         raise UserError(
             f"the judge needs the student {judge}; run `cwt train --method {judge}` first."
         )
-    criterion = ws.config.skip
-    if method.skips == "literal":
-        criterion = replace(criterion, judge="literal")
-    decide = ratify_skips if ratify else find_skips
-    return decide(open_student(ws, judge), examples, criterion, progress=progress)
 
 
 def evaluate_student(

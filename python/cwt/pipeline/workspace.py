@@ -37,6 +37,8 @@ class Workspace:
     chunks/{ac,dp,sbc,sbc-exact}.jsonl, chunks/chunks.json
     students/<name>/                 Hugging Face folders, with train.json and train_log.jsonl
     skips/<name>.json, .jsonl        units that stay; the evidence of every decision
+    skips/<name>.examples.jsonl      the training examples, where units have other texts
+    choices/<row>.json               STT: was the student ready, what was chosen among what, and why
     evals/<name>.json, .jsonl        score; what the student wrote
     methods/<row>.json               which student the row of the table is
     latency/<name>.json              wall time of one answer alone
@@ -88,6 +90,14 @@ class Workspace:
     def decisions(self, name: str) -> Path:
         """Returns the file of the evidence behind `skips`."""
         return self.skips(name).with_suffix(".jsonl")
+
+    def rewritten(self, name: str) -> Path:
+        """Returns the file of the training examples of a student that trains on other texts."""
+        return self.skips(name).with_suffix(".examples.jsonl")
+
+    def choice(self, method: str) -> Path:
+        """Returns the file that says which student a row in rounds ends with, and why."""
+        return self.out / "choices" / f"{method}.json"
 
     def evaluation(self, name: str, part: str = "test") -> Path:
         """Returns the score of a student on a part of the data."""
@@ -142,6 +152,8 @@ class Workspace:
 
     def with_skips(self, examples: Sequence[Example], name: str) -> list[Example]:
         """Returns the training examples with the units that stay for a student."""
+        if self.rewritten(name).exists():
+            return load_examples(self.rewritten(name))
         kept = read_json(self.skips(name))["kept_units"]
         return [e.keeping(frozenset(units)) for e, units in zip(examples, kept, strict=True)]
 

@@ -255,11 +255,13 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Returns what a reader of the table must know."""
     lines = [
         "Costs count all that was trained for a row, from the given student on: STT, continued and "
-        f"the skip controls include their parent, {report['config']['train']['parent']}, and STT "
-        "the rounds that lost on validation. Intervals are over the test questions of this one "
-        "seed."
+        f"the skip controls include their parent, {report['config']['train']['parent']}; STT also "
+        "the rounds that lost on validation, and continued. Intervals are over the test questions "
+        "of this one seed."
     ]
     for row in report["methods"]:
+        if row.get("choice"):
+            lines.append(row["choice"])
         if row["removal_rates"]:
             rates = ", ".join(f"{100 * v:.0f} % {k}" for k, v in row["removal_rates"].items())
             lines.append(f"{row['name']} left out: {rates}.")

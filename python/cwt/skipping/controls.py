@@ -25,12 +25,12 @@ def oracle_skips(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def random_skips(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Returns the examples with the same number of units left out of each, drawn at random."""
+def random_skips(examples: Sequence[Example], seed: int, counts: Sequence[int]) -> list[Example]:
+    """Returns the examples with so many middle units left out of each, drawn at random."""
     rng = random.Random(f"random-skips-{seed}")
     drawn = []
-    for e in examples:
-        gone = rng.sample(list(e.middle_units), len(e.units) - len(e.kept))
+    for e, n in zip(examples, counts, strict=True):
+        gone = rng.sample(list(e.middle_units), n)
         drawn.append(e.keeping(frozenset(range(len(e.units))) - frozenset(gone)))
     return drawn
 

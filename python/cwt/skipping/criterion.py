@@ -68,9 +68,12 @@ class Decision:
         skipped: whether it was left out.
         flipped: the later tokens that are no longer predicted without the unit: text, unit, and
             the probability with and without it; empty in ratified rounds.
-        answer_rise: how much the NLL of the answer's value rises without the unit, in nats.
+        answer_rise: how much the NLL of the answer's value rises without the unit, in nats; None
+            where the judge does not ask.
         write_nll: in ratified rounds, the NLL of the unit's opening at its place, in nats.
         pass_nll: in ratified rounds, the NLL of the next unit's opening at that place, in nats.
+        score: what a rival judge ranks the unit by, in nats: its step entropy, or what it costs to
+            leave it out; None where it was never ranked.
     """
 
     id: str
@@ -78,6 +81,7 @@ class Decision:
     text: str
     skipped: bool
     flipped: list[dict[str, Any]]
-    answer_rise: float
+    answer_rise: float | None
     write_nll: float | None = None
     pass_nll: float | None = None
+    score: float | None = None

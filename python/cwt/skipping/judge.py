@@ -89,6 +89,11 @@ def _checked(criterion: SkipCriterion, reference: TokenScores, value: Places) ->
     """
     if criterion.judge == "literal":
         return set(value) if all(reference[place][0] for place in value) else set()
+    return sure_tokens(criterion, reference)
+
+
+def sure_tokens(criterion: SkipCriterion, reference: TokenScores) -> set[Place]:
+    """Returns the tokens that the student is sure of in a reference pass."""
     return {
         (u, p)
         for (u, p), (right, probability) in reference.items()

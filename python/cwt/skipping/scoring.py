@@ -33,6 +33,24 @@ def score_tokens(
     return results
 
 
+def unit_entropies(
+    student: Student, examples: Sequence[TokenizedExample], batch_size: int
+) -> list[list[float]]:
+    """Returns for each example and unit the summed entropy of the predictions of its tokens, nats.
+
+    All units of the examples must stay.
+    """
+    results: list[list[float]] = [[] for _ in examples]
+    rows = [whole_sequence(x) for x in examples]
+    for part, batch, logits in iterate_logits(student, rows, batch_size):
+        found = cwt_ext.chunk_loss(logits, *batch.targets).rows
+        assert found is not None
+        entropies = iter(found.entropy.tolist())
+        for i in part:  # of one row after another
+            results[i] = [sum(itertools.islice(entropies, len(unit))) for unit in examples[i].units]
+    return results
+
+
 def nll(scores: TokenScores, places: Places) -> float:
     """Returns the summed negative log-likelihood of the tokens at some places, in nats."""
     return -sum(math.log(max(scores[place][1], 1e-30)) for place in places)

@@ -85,8 +85,23 @@ class CausalStudent:
                 **options,
             )
 
-    @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        return self._write(prompts, max_new_tokens, do_sample=False)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            return self._write(
+                prompts, max_new_tokens, do_sample=True, temperature=temperature, top_k=0
+            )
+
+    @torch.inference_mode()
+    def _write(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+    ) -> list[list[int]]:
         self.model.eval()
         eos, pad = self.tokenizer.eos, self.tokenizer.pad
         rows = [torch.tensor(prompt) for prompt in prompts]
@@ -94,11 +109,12 @@ class CausalStudent:
         ids = pad_sequence(rows, True, pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
         model = _without_adapter_wrapper(self.model)
-        with _greedy(model, eos, pad), autocast(self.device, self.dtype):
+        with _own_generation(model, eos, pad), autocast(self.device, self.dtype):
             out = model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 max_new_tokens=max_new_tokens,
+                **options,
             )
         written = out[:, ids.shape[1] :].tolist()
         return [row[: row.index(eos) + 1] if eos in row else row for row in written]
@@ -120,8 +136,8 @@ def _without_adapter_wrapper(model: Any) -> Any:
 
 
 @contextmanager
-def _greedy(model: Any, eos: int, pad: int) -> Iterator[None]:
-    """Inside this context the model generates the likeliest tokens, whatever its own configuration.
+def _own_generation(model: Any, eos: int, pad: int) -> Iterator[None]:
+    """Inside this context the model generates as it is asked to, whatever its own configuration.
 
     generation_config.json may hold sampling, penalties or forbidden words; generate() would apply
     those that the caller does not set.

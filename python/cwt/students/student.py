@@ -60,6 +60,11 @@ class Student(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Returns the greedy continuation of each prompt, with its end-of-sequence token."""
 
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        """Returns a sampled continuation of each prompt; the seed decides it."""
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Returns whether a continuation ends with the end-of-sequence token."""
 

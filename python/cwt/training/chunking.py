@@ -31,7 +31,9 @@ def average_chunks(n: int, chunks: int) -> list[int]:
     return [i * n // m for i in range(m + 1)] if m else [0]
 
 
-def search_chunks(costs: np.ndarray, start: Sequence[int], budget: int = 1000) -> list[int]:
+def search_chunks(
+    costs: np.ndarray, start: Sequence[int], budget: int = 1000, min_gain: float = 0.0
+) -> list[int]:
     """Returns boundaries found by moving one boundary at a time (SBC), from `start`.
 
     A boundary moves by one unit when that lowers the sum of the chunk costs; the search ends when
@@ -42,7 +44,9 @@ def search_chunks(costs: np.ndarray, start: Sequence[int], budget: int = 1000) -
         costs: (n + 1, n + 1) float64; costs[i, j] is the cost of the chunk of units i .. j-1.
         start: boundaries 0 = b_0 < ... < b_M = n.
         budget: number of moves tried, at most.
+        min_gain: a move must lower the sum by more than this.
     """
+    least = max(min_gain, 1e-12)
     cuts, tried, moved = list(start), 0, True
     while moved and tried < budget:
         moved = False
@@ -53,7 +57,7 @@ def search_chunks(costs: np.ndarray, start: Sequence[int], budget: int = 1000) -
                     continue
                 tried += 1
                 before = costs[left, cuts[m]] + costs[cuts[m], right]
-                if costs[left, to] + costs[to, right] < before - 1e-12:
+                if costs[left, to] + costs[to, right] < before - least:
                     cuts[m], moved = to, True
     return cuts
 
@@ -245,7 +249,11 @@ class Segmenter:
             inputs = [v[:n] for v, n in zip(self.vectors(), self.lengths, strict=True)]
             cuts = self._optima(inputs, "embeddings")
         elif method == "sbc":
-            cuts = [search_chunks(c, s) for c, s in zip(self.costs, self.start, strict=True)]
+            gain = self.options.min_gain
+            cuts = [
+                search_chunks(c, s, min_gain=gain)
+                for c, s in zip(self.costs, self.start, strict=True)
+            ]
         elif method == "sbc-exact":
             cuts = self._optima(self.costs, "cost")
         elif method == "length":

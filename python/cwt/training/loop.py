@@ -13,12 +13,14 @@ from accelerate.utils import broadcast_object_list
 
 import cwt_ext
 from cwt.data.example import Example
+from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_json
 from cwt.progress import Progress, quiet
 from cwt.students.student import Student, group_by_tokens
 from cwt.students.tokenized import TokenSequence
 from cwt.training.checkpoint import Pace, load_checkpoint, remove_checkpoints, save_checkpoint
+from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
 from cwt.training.step_log import StepLog
@@ -98,8 +100,12 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    sampler = Sampler([student.tokenize(e) for e in examples], recipe)
-    held_out = Validation(student, [student.tokenize(e) for e in validation], recipe, out)
+    marks = recipe.stage_marks
+    rechunker = Rechunker(student, examples, recipe.rechunk, marks) if recipe.rechunk else None
+    marked = with_stage_marks(examples) if marks else examples
+    sampler = Sampler([student.tokenize(e) for e in marked], recipe, rechunker)
+    asked = with_stage_marks(validation) if marks else validation
+    held_out = Validation(student, [student.tokenize(e) for e in asked], recipe, out)
     run = _Run(accelerator, student, sampler, recipe, held_out)
     if run.main:
         run.log = StepLog(out / "train_log.jsonl")
@@ -231,13 +237,18 @@ class _Run:
             group["lr"] = self.recipe.learning_rate * factor
 
     def step(self) -> dict[str, Any]:
-        """Takes one step; the loss is the sum over its loss tokens, divided once by their count."""
+        """Takes one step; the loss is the sum over its loss tokens, divided once by their count.
+
+        Where chunks weigh the same it is the sum over all chunks of their mean, over their count.
+        """
         samples = self.sampler.draw()
-        count = sum(s.loss_tokens for s in samples)
+        tokens = sum(s.loss_tokens for s in samples)
+        by_chunk = self.recipe.weigh == "chunk"
+        count = sum(len({*s.chunks} - {-1}) for s in samples) if by_chunk else tokens
         processes = self.accelerator.num_processes
         parts = self.micro_batches(samples[self.accelerator.process_index :: processes])
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
-        measures = len(parts) == processes == 1
+        measures = len(parts) == processes == 1 and not by_chunk
         measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
         self.optimizer.zero_grad()
         loss, stats = 0.0, torch.zeros(())
@@ -248,17 +259,17 @@ class _Run:
                 # DDP averages gradients over processes, the step wants their sum.
                 self.accelerator.backward(self.scaler.scale(result.loss * processes))
             loss += float(result.loss.detach())
-            stats = stats.to(result.loss.device) + _table(result)
+            stats = stats.to(result.loss.device) + _table(result, self.sampler.chunks)
         self.scaler.unscale_(self.optimizer)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.spent.optimizer_steps += 1
-        self.spent.loss_tokens += count
+        self.spent.loss_tokens += tokens
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
         stats = self.accelerator.reduce(stats, "sum")  # the same on every process
-        tokens, _, norms = stats.tolist()
-        self.sampler.observe(tokens, norms)
+        of_chunk, _, norms = stats.tolist()
+        self.sampler.observe(of_chunk, norms)
         return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
 
     def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
@@ -275,13 +286,17 @@ class _Run:
         """Returns the summed loss of some samples over `count`, with statistics per chunk."""
         batch = self.student.collate(samples)
         labels, chunk_ids = batch.targets
+        chunks, by_chunk = self.sampler.chunks, self.recipe.weigh == "chunk"
+        if by_chunk:  # a chunk of one sample is not that of another
+            rows = torch.arange(len(samples), device=labels.device)[:, None]
+            chunk_ids = (batch.chunk_ids + rows * chunks)[batch.bears_loss]
         return cwt_ext.chunk_loss(
             self.student.logits_at(batch, self.model),
             labels,
             chunk_ids,
-            reduction="sum",
+            reduction="chunk_mean" if by_chunk else "sum",
             normalizer=count,
-            num_chunks=self.sampler.chunks,
+            num_chunks=chunks * len(samples) if by_chunk else chunks,
             validate=False,
             mean_grad_norm=mean_grad_norm,
         )
@@ -326,8 +341,9 @@ def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:
     return result.stats.mean_grad_norm.tolist()
 
 
-def _table(result: cwt_ext.ChunkLoss) -> torch.Tensor:
-    """Returns (3, C): tokens, summed NLL and summed gradient norms of every chunk."""
+def _table(result: cwt_ext.ChunkLoss, chunks: int) -> torch.Tensor:
+    """Returns (3, C): tokens, summed NLL and summed gradient norms of every chunk index."""
     stats = result.stats
     assert stats is not None
-    return torch.stack([stats.tokens, stats.nll_sum, stats.grad_norm_sum])
+    table = torch.stack([stats.tokens, stats.nll_sum, stats.grad_norm_sum])
+    return table.view(3, -1, chunks).sum(1) if table.shape[1] != chunks else table

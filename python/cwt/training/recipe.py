@@ -9,6 +9,7 @@ ChunkMethod = Literal["ac", "dp", "sbc", "sbc-exact", "length"]
 Objective = Literal["mean", "sum"]
 Target = Literal["answer", "rationale", "chunk"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
+Weigh = Literal["token", "chunk"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps", "epochs"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -24,6 +25,8 @@ class ChunkOptions:
         count: chunks before the answer, which is always a chunk of its own.
         objective: what sbc minimises, summed over the chunks: the student's negative
             log-likelihood (NLL) per token of a chunk (mean), or of the whole chunk (sum).
+        min_gain: what a move of sbc must lower the objective by, at least, in nats a token (mean)
+            or nats (sum).
         embeddings: what dp compares: the hidden states of the student, tfidf, or the folder of a
             sentence-transformers model.
         compare: divide by every method and measure the costs, for the report; without it only what
@@ -33,12 +36,15 @@ class ChunkOptions:
     method: ChunkMethod = "ac"
     count: int = 5
     objective: Objective = "mean"
+    min_gain: float = 0.0
     embeddings: str = "student"
     compare: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"count must be at least 1, got {self.count}.")
+        if not self.min_gain >= 0:
+            raise UserError(f"min_gain must be at least 0, got {self.min_gain}.")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,12 @@ class Recipe(TrainingOptions):
         batch_size: samples of an optimizer step, over all micro-batches and processes.
         sentence_dropout: probability with which each middle unit is left out, drawn afresh at
             every visit; never the first unit, never the answer.
+        weigh: what weighs the same in the loss of a step: every token, or every chunk of every
+            sample, whatever its length.
+        stage_marks: whether the number of its stage stands before each chunk.
+        rechunk: how the chunks are searched anew at the beginning of every epoch, with the student
+            as it then is, from those of the last search; None: they stay. The passes of the search
+            count in train_seconds, not in tokens.
         seed: of the order of samples and of what is left out.
     """
 
@@ -114,6 +126,9 @@ class Recipe(TrainingOptions):
     budget: float
     batch_size: int
     sentence_dropout: float = 0.0
+    weigh: Weigh = "token"
+    stage_marks: bool = False
+    rechunk: ChunkOptions | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

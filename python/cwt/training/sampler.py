@@ -7,6 +7,7 @@ from typing import Any
 
 from cwt.errors import UserError
 from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
+from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 
 _STEPS_SORTED = 32  # steps whose samples are sorted by length together
@@ -18,15 +19,21 @@ class Sampler:
     Args:
         examples: in tokens, with their chunks and the units that stay.
         recipe: decides what a sample is.
+        rechunker: searches the chunks anew at the beginning of every epoch; None: they stay.
 
     Raises:
         ValueError: no examples.
     """
 
-    def __init__(self, examples: Sequence[TokenizedExample], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        examples: Sequence[TokenizedExample],
+        recipe: Recipe,
+        rechunker: Rechunker | None = None,
+    ) -> None:
         if not examples:
             raise ValueError("training needs at least one example, got none.")
-        self.examples, self.recipe = examples, recipe
+        self.examples, self.recipe, self.rechunker = examples, recipe, rechunker
         self.random = random.Random(f"samples-{recipe.seed}")
         self.queue: list[tuple[int, int | None]] = []  # (example, chunk or None)
         self.epoch = 0
@@ -54,6 +61,7 @@ class Sampler:
             "epoch": self.epoch,
             "pull": list(self.pull),
             "dropped": self.dropped,
+            "boundaries": [x.example.boundaries for x in self.examples] if self.rechunker else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -61,6 +69,8 @@ class Sampler:
         self.random.setstate(state["random"])
         self.queue, self.epoch = list(state["queue"]), state["epoch"]
         self.pull, self.dropped = list(state["pull"]), state["dropped"]
+        if self.rechunker:
+            self.examples = self.rechunker.at(state["boundaries"])
 
     def observe(self, tokens: Sequence[float], grad_norm_sum: Sequence[float]) -> None:
         """Records the gradients of each chunk index in the last step; `adaptive` draws by them.
@@ -119,6 +129,8 @@ class Sampler:
         return row
 
     def _new_epoch(self) -> None:
+        if self.rechunker:
+            self.examples = self.rechunker.search()
         pairs: list[tuple[int, int | None]]
         chunks = [x.example.chunks for x in self.examples]
         if self._schedule("shuffled"):

@@ -1,0 +1,195 @@
+"""What do rival judges and recipes do, under one budget and at the same share of skips?
+
+Every (task, seed) is a run with all rivals matched to STT, and one run for each share of skips,
+which takes over its parent. Rows are trained side by side; a row that is done is not done again.
+
+    python benchmarks/evidence/rivals.py --out runs/rivals --jobs 14 --cpu
+
+Writes rivals.json and rivals.md into --out from what is done so far.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cwt.config import DataConfig, EvalConfig, RunConfig, SkipConfig, TrainConfig, save_config
+from cwt.evaluation.statistics import paired_difference
+from cwt.files import read_lines, write_json, write_text
+from cwt.pipeline.data import make_data
+from cwt.pipeline.methods import METHODS, needs, selected_methods
+from cwt.pipeline.parallel import run_all
+from cwt.pipeline.run import run_method, write_reports
+from cwt.pipeline.stages import make_chunks
+from cwt.pipeline.workspace import Workspace, saved_config
+from cwt.progress import Bars, Progress
+from cwt.students.load import quiet_libraries
+
+PARENT = "FTT-small-batch"
+JUDGES = (
+    "random-skips", "truncation-skips", "perplexity-skips", "entropy-skips", "forward-skips",
+    "surprisal-tokens", "internalised",
+)  # fmt: skip
+GROUPS = {
+    "skips": ("STT", "STT-in-one-piece", *JUDGES, "literal-skips", "oracle-skips"),
+    "training": ("STT", "STT-mixed", "STT-skip-marks", "shortest-correct", "CWT-one-pass"),
+    "chunks": (
+        "CWT", "CWT-one-pass", "CWT-stage-marks", "CWT-sbc", "CWT-sbc-repeated",
+        "CWT-sbc-exact-repeated", "CWT-sbc-repeated-marks",
+    ),
+}  # fmt: skip
+PREPARE = "prepare"  # data and chunks, or the parent taken over
+
+
+def cell_name(task: str, seed: int, share: float) -> str:
+    """Returns the folder of a run; share 0 is that matched to STT."""
+    return f"{task}-{seed}-{share:g}"
+
+
+def config_of(
+    task: str, seed: int, share: float, methods: str, budget: int, cpu: bool
+) -> RunConfig:
+    """Returns the configuration of a run."""
+    return RunConfig(
+        methods=methods, seed=seed, cpu=cpu,
+        data=DataConfig(task=task), train=TrainConfig(budget=budget),
+        skip=SkipConfig(matched_share=share), eval=EvalConfig(latency_questions=0),
+    )  # fmt: skip
+
+
+def do(out: Path, piece: str, progress: Progress) -> None:
+    """Does one piece of work: <cell>/prepare or <cell>/<row>."""
+    quiet_libraries()
+    cell, row = piece.split("/")
+    config = saved_config(out / cell)
+    assert config is not None
+    ws = Workspace(config, out / cell)
+    if row != PREPARE:
+        if not ws.method(row).exists():
+            run_method(ws, row, progress)
+        return
+    if config.skip.matched_share:
+        take_over(ws, Workspace(config, out / cell_name(config.data.task, config.seed, 0)))
+    make_data(ws)
+    make_chunks(ws, progress)
+
+
+def take_over(ws: Workspace, base: Workspace) -> None:
+    """Copies data, chunks and the parent of a run into another."""
+    if ws.method(PARENT).exists():
+        return
+    for folder in ("data", "chunks", f"students/{PARENT}"):
+        shutil.copytree(base.out / folder, ws.out / folder, dirs_exist_ok=True)
+    for path in (base.evaluation(PARENT), base.generations(PARENT), base.method(PARENT)):
+        (ws.out / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy(path, ws.out / path.parent.name / path.name)
+
+
+def pieces(out: Path, configs: dict[str, RunConfig]) -> dict[str, list[str]]:
+    """Returns every piece of work with those that it needs; begins the folder of every run."""
+    todo: dict[str, list[str]] = {}
+    for cell, config in configs.items():
+        if saved_config(out / cell) is None:
+            save_config(out / cell / "config.yaml", config)
+        base = cell_name(config.data.task, config.seed, 0)
+        parent = [f"{base}/{PARENT}"] if config.skip.matched_share else []
+        todo[f"{cell}/{PREPARE}"] = parent
+        for row in selected_methods(config):
+            wanted = [f"{cell}/{other}" for other in needs(METHODS[row], config)]
+            todo[f"{cell}/{row}"] = [f"{cell}/{PREPARE}", *wanted]
+    return todo
+
+
+def collect(out: Path, configs: dict[str, RunConfig]) -> list[dict[str, Any]]:
+    """Returns every row that is done, with its marks and tokens question by question."""
+    rows = []
+    for cell, config in configs.items():
+        ws = Workspace(config, out / cell)
+        if not any(ws.method(name).exists() for name in METHODS):
+            continue
+        for row in write_reports(ws)["methods"]:
+            written = read_lines(ws.generations(Path(row["student"]).name))
+            rows.append({
+                "task": config.data.task, "share": config.skip.matched_share, **row,
+                "marks": [int(g["correct"]) for g in written],
+            })  # fmt: skip
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[str]:
+    """Returns one line a row of the table: means over seeds, and the difference to two rows."""
+    of = {(r["name"], r["seed"]): r for r in rows if r["task"] == task and r["share"] == share}
+    lines = [
+        "| row | seeds | accuracy % | tokens | skipped % | points against random-skips "
+        "| points against STT |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in METHODS:
+        own = [r for (n, _), r in of.items() if n == name]
+        if not own:
+            continue
+        skipped = [100 * r["skipped_share"] for r in own if r["skipped_share"] is not None]
+        lines.append(
+            f"| {name} | {len(own)} | {np.mean([100 * r['accuracy'] for r in own]):.1f} "
+            f"| {np.mean([r['generated_tokens'] for r in own]):.0f} "
+            f"| {f'{np.mean(skipped):.0f}' if skipped else '-'} "
+            f"| {against(of, name, 'random-skips')} | {against(of, name, 'STT')} |"
+        )
+    return lines
+
+
+def against(of: dict[tuple[str, int], dict[str, Any]], name: str, other: str) -> str:
+    """Returns the paired difference of two rows in points, with its 95 % interval."""
+    seeds = [s for n, s in of if n == name and (other, s) in of]
+    if not seeds or name == other:
+        return "-"
+    a, b = ([np.array(of[n, s]["marks"], dtype=float) for s in seeds] for n in (name, other))
+    found = paired_difference(a, b)
+    low, high = found.interval
+    return f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/rivals"))
+    parser.add_argument("--jobs", type=int, default=2, help="rows trained side by side")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--tasks", default="arithmetic,objects,stock")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--shares", default="0,0.2,0.4,0.6", help="0: matched to STT")
+    parser.add_argument("--groups", default="skips", help=f"some of {', '.join(GROUPS)}")
+    parser.add_argument("--budget", type=int, default=400_000)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    quiet_libraries()
+    matched = [name for group in arguments.groups.split(",") for name in GROUPS[group]]
+    configs = {}
+    for task in arguments.tasks.split(","):
+        for seed in map(int, arguments.seeds.split(",")):
+            for share in sorted({0.0, *map(float, arguments.shares.split(","))}):
+                names = (PARENT, *(JUDGES if share else matched))
+                config = config_of(
+                    task, seed, share, ",".join(names), arguments.budget, arguments.cpu
+                )
+                configs[cell_name(task, seed, share)] = config
+    todo = pieces(arguments.out, configs)
+    try:
+        with Bars() as bars:
+            run_all(todo, partial(do, arguments.out), arguments.jobs, bars.watch)
+    finally:
+        rows = collect(arguments.out, configs)
+        write_json(arguments.out / "rivals.json", rows)
+        lines = ["Means over seeds; 95 % intervals in brackets. Test questions.", ""]
+        for task, share in dict.fromkeys((r["task"], r["share"]) for r in rows):
+            title = f"{100 * share:.0f} % of the middle units" if share else "as many as STT"
+            lines += [f"## {task}, {title}", "", *table(rows, task, share), ""]
+        write_text(arguments.out / "rivals.md", "\n".join(lines))
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

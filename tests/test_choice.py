@@ -1,0 +1,208 @@
+"""What skip-thinking training decides on validation questions, from files written by hand."""
+
+from dataclasses import replace
+
+import pytest
+from app_fixtures import examples
+from cwt.config import DataConfig, RunConfig, SkipConfig
+from cwt.data.example import write_examples
+from cwt.errors import UserError
+from cwt.files import read_json, write_json, write_lines
+from cwt.pipeline import stages
+from cwt.pipeline.choice import chosen_student, readiness, write_choice
+from cwt.pipeline.methods import METHODS, lineage, selected_methods, trained_for
+from cwt.pipeline.skips import Decided
+from cwt.pipeline.workspace import Workspace
+
+STT, PARENT = METHODS["STT"], "FTT-small-batch"
+QUESTIONS = 40
+
+
+@pytest.fixture
+def ws(tmp_path):
+    """A run with data and a trained parent; half of the training answers are 7."""
+    config = RunConfig(data=DataConfig(task="arithmetic"), methods="STT")
+    run = Workspace(config, tmp_path / "r")
+    some = examples(QUESTIONS + 4)
+    train = [replace(e, answer="7") if i % 2 else e for i, e in enumerate(some[QUESTIONS:])]
+    validation = [
+        replace(e, answer="7.0" if i < 10 else "1000") for i, e in enumerate(some[:QUESTIONS])
+    ]
+    write_examples(run.data("train"), train)
+    write_examples(run.data("validation"), validation)
+    write_lines(run.chunks("ac"), ({"boundaries": e.boundaries} for e in train))
+    write_json(run.student(PARENT) / "train.json", {})
+    return run
+
+
+def answers(ws, name, right, tokens=50.0):
+    """Writes how a student answered the validation questions: which of them right."""
+    right = set(right)
+    score = {"accuracy": len(right) / QUESTIONS, "generated_tokens": tokens}
+    write_json(ws.evaluation(name, "validation"), score)
+    rows = ({"correct": i in right} for i in range(QUESTIONS))
+    write_lines(ws.generations(name, "validation"), rows)
+
+
+def skipped(ws, name, judge="forward"):
+    whole = [sorted(e.kept) for e in ws.training_examples()]
+    write_json(ws.skips(name), {"judge": judge, "kept_units": whole})
+
+
+@pytest.mark.parametrize(
+    ("right", "limit", "ready"),
+    [(19, 0.3, True), (18, 0.3, False), (10, 0.0, True), (9, 0.0, False), (40, 1.0, True)],
+)
+def test_readiness_is_skill_above_the_most_frequent_answer(ws, right, limit, ready):
+    answers(ws, PARENT, range(right))
+    ws = replace(ws, config=replace(ws.config, skip=SkipConfig(ready_skill=limit)))
+    found = readiness(ws, PARENT)
+    assert found.chance == 10 / 40  # "7" is right where "7.0" is wanted
+    assert found.accuracy == right / 40
+    assert found.skill == pytest.approx((right - 10) / 30)
+    assert found.ready == ready == (right >= 10 + limit * 30)
+
+
+def rounds_and_continued(ws, *marks, continued=(), tokens=100.0, parent=range(20)):
+    """Writes the rounds' answers, each shorter than the one before, and those of `continued`."""
+    answers(ws, PARENT, parent)
+    for r, right in enumerate(marks, 1):
+        skipped(ws, f"STT-round-{r}")
+        answers(ws, f"STT-round-{r}", right, 60.0 - r)
+    answers(ws, "continued", continued, tokens)
+    return write_choice(ws, STT)
+
+
+def test_the_best_validation_accuracy_wins(ws):
+    chosen = rounds_and_continued(ws, range(20), range(36), range(24), continued=range(22))
+    assert chosen == chosen_student(ws, STT) == "STT-round-2"
+    record = read_json(ws.choice("STT"))
+    assert [c["student"] for c in record["candidates"]] == [
+        "STT-round-1", "STT-round-2", "STT-round-3", "continued", PARENT,
+    ]  # fmt: skip
+    assert [c["admitted"] for c in record["candidates"]] == [False, True, False, False, False]
+    begin = "STT skips (validation accuracy and tokens): STT-round-2 90.0 % in 58; "
+    assert record["why"].startswith(begin)
+
+
+def test_it_chooses_not_to_skip_where_skipping_harms(ws):
+    assert rounds_and_continued(ws, range(10), range(12), continued=range(30)) == "continued"
+    assert read_json(ws.choice("STT"))["why"].startswith("STT chose not to skip")
+    assert lineage(STT, ws.config, "continued") == [PARENT, "continued"]
+    rounds = [f"STT-round-{r}" for r in range(1, 5)]
+    assert trained_for(STT, ws.config, "continued") == [PARENT, *rounds, "continued"]
+
+
+def test_it_ends_with_its_parent_where_training_on_harms_as_well(ws):
+    chosen = rounds_and_continued(ws, range(10), continued=range(12), parent=range(30))
+    assert chosen == PARENT
+    assert lineage(STT, ws.config, PARENT) == [PARENT]
+    # Of the two that skip nothing the more accurate one, whichever is longer.
+    assert rounds_and_continued(ws, range(9), continued=range(31), parent=range(30)) == "continued"
+
+
+def test_among_those_that_cannot_be_told_apart_the_shortest_wins(ws):
+    # Two questions of 40 lost, and none won: the paired interval of the loss holds 0.
+    assert rounds_and_continued(ws, range(38), continued=range(40)) == "STT-round-1"
+    behind = read_json(ws.choice("STT"))["candidates"][0]["behind"]
+    assert behind[0] == 0 < behind[1]
+    # Eight lost and none won: it does not.
+    assert rounds_and_continued(ws, range(32), continued=range(40)) == "continued"
+    # As many lost, but nearly as many won: it does again.
+    assert rounds_and_continued(ws, range(8, 39), continued=range(32)) == "STT-round-1"
+
+
+def test_among_rounds_the_most_accurate_wins_even_where_it_writes_more(ws):
+    assert rounds_and_continued(ws, range(38), range(37), range(36)) == "STT-round-1"
+    assert rounds_and_continued(ws, range(38), range(37), range(38)) == "STT-round-3"
+
+
+def test_a_tolerance_admits_what_is_behind_by_less(ws):
+    config = replace(ws.config, skip=SkipConfig(accuracy_tolerance=25.0))
+    tolerant = replace(ws, config=config)
+    assert rounds_and_continued(tolerant, range(32), continued=range(40)) == "STT-round-1"
+    assert rounds_and_continued(tolerant, range(15), continued=range(40)) == "continued"
+    assert rounds_and_continued(tolerant, range(38), range(30), range(27)) == "STT-round-2"
+
+
+def test_stt_at_once_must_take_its_most_accurate_round(ws):
+    method = METHODS["STT-at-once"]
+    for r, right in enumerate((32, 33, 31, 33), 1):
+        skipped(ws, f"STT-at-once-round-{r}")
+        answers(ws, f"STT-at-once-round-{r}", range(right), 60.0 - r)
+    assert write_choice(ws, method) == "STT-at-once-round-4"
+    assert read_json(ws.choice(method.name))["readiness"] == []
+    assert trained_for(method, ws.config, "STT-at-once-round-4") == [
+        PARENT, *(f"STT-at-once-round-{r}" for r in range(1, 5)),
+    ]  # fmt: skip
+
+
+def decide(ws, monkeypatch, method=STT, rounds=4):
+    """Returns who decides in each round, given how every student answers; trains nothing."""
+
+    def judged(ws, method, open_student, examples, ratify, part, progress):
+        return Decided(examples)
+
+    monkeypatch.setattr(stages, "decide_skips", judged)
+    found = []
+    for r in range(rounds):
+        name = stages.skip_round(ws, method, r)
+        if name is None:
+            break
+        write_json(ws.student(name) / "train.json", {})
+        found.append(read_json(ws.skips(name))["judge"])
+    return found
+
+
+READY, NOT = range(30), range(12)
+
+
+@pytest.mark.parametrize(
+    ("learns", "wanted"),
+    [
+        ((READY,), ["forward", "ratify", "forward", "ratify"]),
+        ((NOT, READY), ["none", "forward", "ratify", "forward"]),
+        ((NOT, NOT, READY), ["none", "none", "forward", "ratify"]),
+        ((NOT, NOT, NOT), ["none", "none"]),
+    ],
+    ids=["at once", "after one round", "after two rounds", "never"],
+)
+def test_stt_waits_until_the_student_is_ready(ws, monkeypatch, learns, wanted):
+    for name, right in zip([PARENT, "STT-round-1", "STT-round-2"], learns, strict=False):
+        answers(ws, name, right)
+    assert decide(ws, monkeypatch) == wanted
+    for r, judge in enumerate(wanted, 1):
+        if judge != "none":
+            answers(ws, f"STT-round-{r}", READY, 60.0 - r)
+    answers(ws, "continued", NOT)
+    assert write_choice(ws, STT) == ("STT-round-4" if len(wanted) == 4 else "continued")
+    record = read_json(ws.choice("STT"))
+    assert [c["ready"] for c in record["readiness"]] == [right == READY for right in learns]
+    if wanted == ["none", "none"]:
+        assert "STT-round-2 answers 30.0 % of the validation questions right" in record["why"]
+        assert "the 32.5 % at which skipping begins" in record["why"]
+
+
+def test_stt_at_once_does_not_wait(ws, monkeypatch):
+    answers(ws, PARENT, NOT)
+    found = decide(ws, monkeypatch, METHODS["STT-at-once"])
+    assert found == ["forward", "ratify", "forward", "ratify"]
+
+
+def test_continued_comes_along_with_stt_and_before_it(ws):
+    assert selected_methods(ws.config) == [PARENT, "continued", "STT"]
+
+
+def test_a_row_that_is_not_trained_says_so(ws):
+    with pytest.raises(UserError, match="holds no STT yet; run `cwt train --method STT"):
+        chosen_student(ws, STT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"ready_skill": 1.5}, "ready_skill must be between 0 and 1, got 1.5"),
+     ({"accuracy_tolerance": -1.0}, "accuracy_tolerance must be at least 0, got -1.0")],
+)  # fmt: skip
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        SkipConfig(**options)
