@@ -36,7 +36,7 @@ TASKS = (
     "last_letter_concatenation,date_understanding,multiarith,svamp,coin_flip,"
     "tracking_shuffled_objects"
 )
-ROWS = "FTT,CWT,STT,continued,random-skips"
+ROWS = "FTT,CWT,continued,STT-at-once,random-skips,STT"
 MORE = "answer-only,CWT-one-pass,truncation,literal-skips"
 PACK_SECONDS = 30.0
 AGREES = 0.9  # graphs are used where this share of the tokens is the library's
@@ -85,6 +85,7 @@ class Workers:
 
     def __init__(self, settings: Settings, number: int, until: float) -> None:
         self.settings, self.number, self.until = settings, number, until
+        # Imports take seconds, so one process does them and every cell is forked from it.
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["real_cell", "real_decode"])
         self.running: dict[Cell, ForkServerProcess] = {}
@@ -220,8 +221,8 @@ def pack(work: Path, results: Path) -> None:
 def _files(work: Path) -> Iterator[Path]:
     """Yields the files that tell something of a run."""
     patterns = ("*.json", "*.yaml", "evals/*.jsonl", "data/train.jsonl", "students/*/train.json")
-    patterns += ("report.md", *(f"{room}/*.json" for room in ("data", "chunks", "skips")))
-    patterns += ("evals/*.json", "methods/*.json")
+    rooms = ("data", "chunks", "skips", "choices", "evals", "methods")
+    patterns += ("report.md", *(f"{room}/*.json" for room in rooms))
     for folder in (work, *work.glob("*-[0-9]*"), *work.glob("sweep/*")):
         for pattern in patterns:
             yield from (path for path in folder.glob(pattern) if path.is_file())
@@ -294,11 +295,15 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def checked(settings: Settings, source: str, context: ForkServerContext) -> dict[str, Any]:
-    """Makes the folder of the student, and returns how generation by graphs does here."""
-    path = settings.work / "check.json"
+def checked(workers: Workers, source: str) -> dict[str, Any]:
+    """Makes the folder of the student, and returns how generation by graphs does here.
+
+    Raises:
+        UserError: the student cannot be loaded, or there is no GPU and --cpu was not given.
+    """
+    path = workers.settings.work / "check.json"
     if not path.exists():
-        process = context.Process(target=_check, args=(settings, source, path))
+        process = workers.context.Process(target=_check, args=(workers.settings, source, path))
         process.start()
         process.join()
         if process.exitcode:
@@ -321,7 +326,7 @@ def main() -> None:
     packer = threading.Thread(target=_pack_often, args=(settings.work, options.results, stop))
     packer.start()
     try:
-        found = checked(settings, options.student, workers.context)
+        found = checked(workers, options.student)
         graphs = found["agreement"] >= AGREES and found["device"] != "cpu"
         workers.settings = replace(settings, graphs=graphs)
         seeds = [int(seed) for seed in _names(options.seeds)]

@@ -2,14 +2,16 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import real_decode
 import torch
 from cwt.config import RunConfig, configured
+from cwt.errors import UserError
 from cwt.files import read_json, write_json
 from cwt.pipeline.data import make_data
 from cwt.pipeline.methods import METHODS, needs, trained_for
@@ -20,6 +22,7 @@ from cwt.pipeline.workspace import Workspace, open_workspace
 from cwt.students.causal import CausalStudent
 from cwt.students.load import load_student, quiet_libraries
 
+AT_ONCE = "STT-at-once"
 PARENT = "FTT"  # what skip-thinking training and its controls go on from
 LONG_AS = "CWT"  # the row whose processed tokens `long` cells give to FTT
 
@@ -134,7 +137,7 @@ def run_cell(cell: Cell, settings: Settings) -> None:
             if not ws.method(name).exists():
                 with _timed(ws, name):
                     run_method(ws, name)
-            forget_weights(ws, name)
+            forget_weights(ws, name, but=PARENT if cell.kind == "rows" else "")
             write_report(ws)
 
 
@@ -145,13 +148,15 @@ def is_done(cell: Cell, settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> None:
-    """Sets this process up: one thread, TensorFloat-32, generation by graphs."""
+    """Sets this process up: one thread, TensorFloat-32, generation by graphs, matched controls."""
     quiet_libraries()
+    for name, method in METHODS.items():
+        # STT may decline to skip; a control that copied that would show nothing.
+        if method.matches == "STT" and AT_ONCE in METHODS:
+            METHODS[name] = replace(method, matches=AT_ONCE)
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     if settings.graphs:
-        import real_decode
-
         CausalStudent.generate = real_decode.generate  # type: ignore[method-assign]
 
 
@@ -205,13 +210,13 @@ def _timed(ws: Workspace, name: str) -> Iterator[None]:
     print(f"{ws.out.name}: {name}, {record[name]}", flush=True)
 
 
-def forget_weights(ws: Workspace, name: str) -> None:
-    """Removes the weights that were trained for a finished row, but for the parent's.
+def forget_weights(ws: Workspace, name: str, but: str) -> None:
+    """Removes the weights that were trained for a finished row, but for those of one student.
 
     Weights of all cells would take 100 GB; scores, texts, skips and costs stay.
     """
     for student in trained_for(METHODS[name], ws.config, ws.student_of(name)):
-        if student != PARENT:
+        if student != but:
             for path in ws.student(student).glob("*.safetensors"):
                 path.unlink()
 
@@ -220,32 +225,45 @@ def check_student(settings: Settings, source: str, tokens: int = 48) -> dict[str
     """Writes the student as a folder that loads fast; tries generation by graphs on this machine.
 
     Returns:
-        How far graphs and the library agree, and the milliseconds that a token of one answer takes
-        in each, with nothing beside it.
+        How far graphs and the library agree, or why there are none, and the milliseconds that a
+        token of one answer takes in each, with nothing beside it.
+
+    Raises:
+        UserError: there is no GPU, and settings.cpu is not set.
     """
     quiet_libraries()
-    torch.set_num_threads(4)
+    torch.set_num_threads(2)
+    if not settings.cpu and not torch.cuda.is_available():
+        raise UserError("there is no GPU; --cpu runs on the CPU.")
     folder = Path(settings.student)
     if not (folder / "config.json").exists():
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         load_student(source).save(part)
         part.rename(folder)
-    import real_decode
-
     student = load_student(settings.student)
-    student.to(torch.device("cpu" if settings.cpu or not torch.cuda.is_available() else "cuda"))
+    student.to(torch.device("cpu" if settings.cpu else "cuda"))
     questions = [f"Ann has {n} apples and buys {n + 3}. How many has she?" for n in range(2, 10)]
     prompts = [student.prompt(question) for question in questions]
-    found: dict[str, Any] = {"device": str(student.device), "torch": torch.__version__}
+    found: dict[str, Any] = {"device": student.device.type, "torch": torch.__version__}
     if student.device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
-    found["agreement"] = real_decode.agreement(student, prompts, tokens)
-    for name, write in (("library", CausalStudent.generate), ("graph", real_decode.generate)):
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            written = write(student, prompts[:1], tokens)
-            times.append((time.perf_counter() - begin) / len(written[0]))
-        found[f"{name}_ms_a_token"] = round(1000 * sorted(times)[1], 2)
+    found["library_ms_a_token"] = _ms_a_token(student, CausalStudent.generate, prompts[0], tokens)
+    try:
+        found["agreement"] = real_decode.agreement(student, prompts, tokens)
+        found["graph_ms_a_token"] = _ms_a_token(student, real_decode.generate, prompts[0], tokens)
+    except RuntimeError as error:
+        found |= {"agreement": 0.0, "graph_error": str(error)}
     return found
+
+
+def _ms_a_token(
+    student: CausalStudent, generate: Callable[..., list[list[int]]], prompt: Any, tokens: int
+) -> float:
+    """Returns the milliseconds that a token of one answer takes, the median of three answers."""
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        (row,) = generate(student, [prompt], tokens)
+        times.append((time.perf_counter() - begin) / len(row))
+    return round(1000 * sorted(times)[1], 2)
