@@ -21,6 +21,7 @@ from cwt.pipeline.stages import evaluate_student, make_chunks, train_method
 from cwt.pipeline.workspace import Workspace, open_workspace
 from cwt.students.causal import CausalStudent
 from cwt.students.load import load_student, quiet_libraries
+from cwt.training.recipe import ChunkOptions
 
 AT_ONCE = "STT-at-once"
 PARENT = "FTT"  # what skip-thinking training and its controls go on from
@@ -88,7 +89,7 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
     """Returns the configuration of a cell's run."""
     file = str(settings.data / f"{cell.task}.json")
     train, validation, test = settings.sizes
-    values = {
+    values: dict[str, Any] = {
         "student": settings.student,
         "seed": cell.seed,
         "cpu": settings.cpu,
@@ -113,6 +114,8 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
             "latency_questions": 0,
         },
     }
+    if "compare" in ChunkOptions.__dataclass_fields__:
+        values["chunk"] = {"compare": False}  # chunkings that no row trains on
     config = configured(RunConfig(), values, "real.py")
     return configured(config, settings.overrides, "--set")
 
@@ -150,14 +153,18 @@ def is_done(cell: Cell, settings: Settings) -> bool:
 def prepare(settings: Settings) -> None:
     """Sets this process up: one thread, TensorFloat-32, generation by graphs, matched controls."""
     quiet_libraries()
-    for name, method in METHODS.items():
-        # STT may decline to skip; a control that copied that would show nothing.
-        if method.matches == "STT" and AT_ONCE in METHODS:
-            METHODS[name] = replace(method, matches=AT_ONCE)
+    prepare_methods()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     if settings.graphs:
         CausalStudent.generate = real_decode.generate  # type: ignore[method-assign]
+
+
+def prepare_methods() -> None:
+    """Makes the controls of STT copy STT-at-once: where STT declines they would skip nothing."""
+    for name, method in METHODS.items():
+        if method.matches == "STT" and AT_ONCE in METHODS:
+            METHODS[name] = replace(method, matches=AT_ONCE)
 
 
 def _as_long_as(config: RunConfig, other: Path) -> RunConfig:
