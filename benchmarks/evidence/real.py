@@ -37,7 +37,10 @@ TASKS = (
     "tracking_shuffled_objects"
 )
 ROWS = "FTT,CWT,continued,STT-at-once,random-skips,STT"
-MORE = "answer-only,CWT-one-pass,truncation,literal-skips"
+MORE = (
+    "answer-only,CWT-one-pass,truncation-skips,perplexity-skips,entropy-skips,literal-skips,"
+    "shortest-correct,internalised,surprisal-tokens"
+)
 PACK_SECONDS = 30.0
 AGREES = 0.9  # graphs are used where this share of the tokens is the library's
 

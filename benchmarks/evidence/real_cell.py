@@ -104,7 +104,7 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
             "epochs": settings.epochs,
             "parent": PARENT,
             "batch_size": settings.batch,
-            "small_batch_size": max(1, settings.batch // 2),
+            "small_batch_size": settings.batch,  # of CWT-one-pass: as many steps as FTT
             "learning_rate": cell.learning_rate,
             "checkpoint_seconds": 1e9,  # a row takes seconds; its weights take as long to write
         },
@@ -140,6 +140,8 @@ def run_cell(cell: Cell, settings: Settings) -> None:
             if not ws.method(name).exists():
                 with _timed(ws, name):
                     run_method(ws, name)
+                    if name == "continued":  # STT compares itself with it, on these questions
+                        evaluate_student(ws, name, "validation")
             forget_weights(ws, name, but=PARENT if cell.kind == "rows" else "")
             write_report(ws)
 
