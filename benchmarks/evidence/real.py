@@ -261,7 +261,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sweep-tasks", default="last_letter_concatenation,coin_flip")
     parser.add_argument("--workers", type=int, default=8, help="cells side by side")
     parser.add_argument("--seconds", type=float, default=1e9, help="then running cells are killed")
-    parser.add_argument("--epochs", type=float, default=5.0, help="in loss tokens, every row")
+    parser.add_argument("--epochs", type=float, default=4.0, help="in loss tokens, every row")
     parser.add_argument("--batch", type=int, default=8, help="rationales of a step")
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--sizes", default="300,50,1000", help="train, validation, test, at most")

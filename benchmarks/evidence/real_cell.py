@@ -1,5 +1,6 @@
 """One cell of the matrix of real.py: a task and a seed, some rows of the table, in one process."""
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,7 @@ class Settings:
     data: Path
     student: str
     work: Path
-    epochs: float = 5.0
+    epochs: float = 4.0
     batch: int = 8
     max_new_tokens: int = 192
     sizes: tuple[int, int, int] = (300, 50, 1000)
@@ -116,6 +117,8 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
     }
     if "compare" in ChunkOptions.__dataclass_fields__:
         values["chunk"] = {"compare": False}  # chunkings that no row trains on
+    if "tf32" in RunConfig.__dataclass_fields__:
+        values["tf32"] = True
     config = configured(RunConfig(), values, "real.py")
     return configured(config, settings.overrides, "--set")
 
@@ -211,6 +214,8 @@ def _timed(ws: Workspace, name: str) -> Iterator[None]:
     """Writes the wall time of a row and the most GPU memory of its process so far."""
     begin = time.perf_counter()
     yield
+    gc.collect()
+    torch.cuda.empty_cache()  # others need it; nothing without a GPU
     path = ws.out / "seconds.json"
     record = read_json(path) if path.exists() else {}
     peak = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
