@@ -64,16 +64,17 @@ def _panel(title: str, points: Sequence[Point], names: Sequence[str]) -> list[st
     most = max([p.tokens for p in points], default=1.0)
     step = next(s for s in (10, 20, 25, 50, 100, 200, 500, 1000) if most / s <= 5)
     end = step * (int(most / step) + 1)
+    top = next(t for t in (20, 40, 60, 100) if t >= max([p.accuracy for p in points], default=0))
     inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def x_of(tokens: float) -> float:
         return LEFT + tokens / end * inner_width
 
     def y_of(accuracy: float) -> float:
-        return TOP + (1 - accuracy / 100) * inner_height
+        return TOP + (1 - accuracy / top) * inner_height
 
     parts = [f'<text x="{LEFT}" y="15" font-weight="bold">{escape(title)}</text>']
-    for accuracy in (0, 25, 50, 75, 100):
+    for accuracy in range(0, top + 1, top // 4):
         y = y_of(accuracy)
         parts.append(_line(LEFT, y, WIDTH - RIGHT, y))
         parts.append(_text(LEFT - 5, y + 4, str(accuracy), "end"))
