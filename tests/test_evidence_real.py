@@ -58,15 +58,23 @@ def settings(data, tmp_path, monkeypatch):
 
 
 def test_the_matrix_begins_with_two_seeds_of_the_main_rows():
-    cells = real.matrix(["a", "b"], [0, 1, 2], ["FTT", "CWT"], ["answer-only"], 1e-4)
-    assert [(c.kind, c.task, c.seed) for c in cells] == [
-        ("rows", "a", 0), ("rows", "b", 0), ("rows", "a", 1), ("rows", "b", 1),
-        ("rows", "a", 0), ("rows", "b", 0), ("long", "a", 0), ("long", "b", 0),
-        ("rows", "a", 2), ("rows", "b", 2),
-        ("rows", "a", 1), ("rows", "b", 1), ("long", "a", 1), ("long", "b", 1),
-        ("rows", "a", 2), ("rows", "b", 2), ("long", "a", 2), ("long", "b", 2),
-    ]  # fmt: skip
-    assert [c.rows for c in cells[:6]] == [("FTT", "CWT")] * 4 + [("answer-only",)] * 2
+    main, first, second = ("FTT", "CWT"), ("answer-only",), ("literal-skips", "STT")
+    cells = real.matrix(["a", "b"], [0, 1, 2], main, [first, second], 1e-4)
+    expected = [
+        *(("rows", task, seed, main) for seed in (0, 1) for task in "ab"),
+        *(("rows", task, 0, first) for task in "ab"),
+        *(("long", task, 0, ("FTT",)) for task in "ab"),
+        *(("rows", task, 2, main) for task in "ab"),
+        *(
+            (kind, task, seed, rows)
+            for seed in (1, 2)
+            for kind, rows in (("rows", first), ("long", ("FTT",)))
+            for task in "ab"
+        ),
+        *(("rows", task, seed, second) for seed in (0, 1, 2) for task in "ab"),
+    ]
+    assert [(c.kind, c.task, c.seed, c.rows) for c in cells] == expected
+    assert len(real.matrix(["a"], [0], ["FTT"], [()], 1e-4)) == 1
 
 
 def test_rows_come_after_those_that_they_need():

@@ -38,8 +38,8 @@ TASKS = (
 )
 ROWS = "FTT,CWT,continued,STT-at-once,random-skips,STT"
 MORE = (
-    "answer-only,CWT-one-pass,truncation-skips,perplexity-skips,entropy-skips,literal-skips,"
-    "shortest-correct,internalised,surprisal-tokens"
+    "answer-only,CWT-one-pass,truncation-skips,perplexity-skips/"
+    "entropy-skips,literal-skips,internalised,surprisal-tokens,shortest-correct"
 )
 PACK_SECONDS = 30.0
 AGREES = 0.9  # graphs are used where this share of the tokens is the library's
@@ -49,32 +49,32 @@ def matrix(
     tasks: Sequence[str],
     seeds: Sequence[int],
     rows: Sequence[str],
-    more: Sequence[str],
+    more: Sequence[Sequence[str]],
     rate: float,
 ) -> list[Cell]:
-    """Returns the cells, the most telling first: two seeds of the main rows, then one of the rest.
+    """Returns the cells, the most telling first: the main rows under two seeds, then controls.
 
     Args:
         tasks: names of files.
         seeds: of the runs.
         rows: the main rows.
-        more: the rows that come later.
+        more: groups of rows that come later; those of the first group before the third seed.
         rate: the learning rate.
     """
 
-    def main(seed: int) -> list[Cell]:
-        return [Cell("rows", task, seed, rate, tuple(rows)) for task in tasks]
+    def cells(seed: int, rows: Sequence[str]) -> list[Cell]:
+        return [Cell("rows", task, seed, rate, tuple(rows)) for task in tasks if rows]
 
-    def rest(seed: int) -> list[Cell]:
-        found = [Cell("rows", task, seed, rate, tuple(more)) for task in tasks if more]
+    def controls(seed: int) -> list[Cell]:
+        found = cells(seed, more[0] if more else ())
         if LONG_AS in rows:
             found += [Cell("long", task, seed, rate, (PARENT,)) for task in tasks]
         return found
 
-    first, later = list(seeds[:2]), list(seeds[2:])
-    cells = [cell for seed in first for cell in main(seed)] + rest(first[0])
-    cells += [cell for seed in later for cell in main(seed)]
-    return cells + [cell for seed in [*first[1:], *later] for cell in rest(seed)]
+    found = [cell for seed in seeds[:2] for cell in cells(seed, rows)] + controls(seeds[0])
+    found += [cell for seed in seeds[2:] for cell in cells(seed, rows)]
+    found += [cell for seed in seeds[1:] for cell in controls(seed)]
+    return found + [cell for group in more[1:] for seed in seeds for cell in cells(seed, group)]
 
 
 class Workers:
@@ -256,7 +256,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default=ROWS, help="of the table, in the order wanted")
-    parser.add_argument("--more", default=MORE, help="rows that come later; may be empty")
+    parser.add_argument("--more", default=MORE, help="rows that come later, in groups: a,b/c")
     parser.add_argument("--learning-rates", default="1e-4,3e-4,1e-3")
     parser.add_argument("--sweep-tasks", default="last_letter_concatenation,coin_flip")
     parser.add_argument("--workers", type=int, default=8, help="cells side by side")
@@ -336,7 +336,7 @@ def main() -> None:
         rates = [float(rate) for rate in _names(options.learning_rates)]
         rate = choose_rate(workers, _names(options.sweep_tasks), seeds[0], rates, settings.work)
         say(f"learning rate {rate:g}")
-        rows, more = _rows(options.rows), _rows(options.more)
+        rows, more = _rows(options.rows), [_rows(group) for group in options.more.split("/")]
         workers.run(matrix(_names(options.tasks), seeds, rows, more, rate))
     finally:
         workers.stop()
