@@ -1,6 +1,8 @@
 import copy
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +236,15 @@ def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
     logs = [read_lines(tmp_path / d / "train_log.jsonl") for d in ("two", "stopped")]
     assert logs[0] == logs[1]
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+
+
+def test_training_leaves_nothing_in_memory(tmp_path):
+    gc.disable()  # what goes without it was in no cycle
+    try:
+        student = tiny()
+        model = weakref.ref(student.model)
+        train(student, examples(4), replace(RECIPE, budget=200), tmp_path, cpu=True)
+        del student
+        assert model() is None
+    finally:
+        gc.enable()

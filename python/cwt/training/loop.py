@@ -1,5 +1,6 @@
 """The training loop of every method: draws samples, computes the loss, updates, resumes."""
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -123,7 +124,10 @@ def train(
         remove_checkpoints(out)
         held_out.clean()
     accelerator.wait_for_everyone()
-    return run.spent
+    spent = run.spent
+    del run, accelerator  # each holds the other, and the optimizer: twice the memory of the model
+    gc.collect()
+    return spent
 
 
 class _Run:

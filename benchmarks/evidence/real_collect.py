@@ -1,0 +1,157 @@
+"""Gathers what real.py packed into real/results.json and real/examples.md.
+
+    python benchmarks/evidence/real_collect.py FOLDER   # of *.tar.gz, or of the runs themselves
+
+results.json has every row with its costs, and for every question whether it was answered right and
+in how many tokens; real_page.py needs nothing else.
+"""
+
+import re
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwt.data.example import Example, load_examples
+from cwt.files import read_json, read_lines, write_json, write_text
+from cwt.pipeline.results import write_report
+from cwt.pipeline.workspace import Workspace, saved_config
+from real_cell import AT_ONCE, prepare_methods
+
+REAL = Path(__file__).parent / "real"
+SHOWN = 10  # examples of a task
+KEYS = (
+    "accuracy", "generated_tokens", "well_formed", "truncated", "skipped_share", "optimizer_steps",
+    "loss_tokens", "processed_tokens", "train_seconds", "skip_seconds", "total_optimizer_steps",
+    "total_loss_tokens", "total_processed_tokens", "total_train_seconds", "choice",
+)  # fmt: skip
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Returns the contents of results.json, from the runs in a folder."""
+    runs = [_run(ws, task, seed, long) for ws, task, seed, long in _workspaces(folder)]
+    found: dict[str, Any] = {"runs": [run for run in runs if run["rows"]]}
+    for name in ("check", "learning_rate"):
+        path = folder / f"{name}.json"
+        found[name] = read_json(path) if path.exists() else None
+    return found
+
+
+def _workspaces(folder: Path) -> Iterator[tuple[Workspace, str, int, bool]]:
+    """Yields every run with its task, its seed and whether it is one of long training."""
+    for path in sorted(folder.glob("*-[0-9]*")):
+        config = saved_config(path)
+        if config is not None and any(path.glob("methods/*.json")):
+            ws = Workspace(config, path)
+            yield ws, Path(config.data.file).stem, config.seed, path.name.endswith("-long")
+
+
+def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
+    report = write_report(ws)
+    rows = []
+    for row in report["methods"]:
+        written = read_lines(ws.generations(Path(row["student"]).name))
+        by_id = sorted(written, key=lambda g: g["id"])  # the same order under every seed
+        rows.append(
+            {
+                "name": row["name"] + ("-long" if long else ""),
+                **{key: row.get(key) for key in KEYS},
+                "right": "".join("01"[g["correct"]] for g in by_id),
+                "tokens": [g["tokens"] for g in by_id],
+            }
+        )
+    validation = {
+        path.stem.removesuffix("-validation"): read_json(path)["accuracy"]
+        for path in sorted(ws.out.glob("evals/*-validation.json"))
+    }
+    choices = {path.stem: read_json(path) for path in sorted(ws.out.glob("choices/*.json"))}
+    config, data = report["config"], report["data"]
+    data["files"] = {Path(path).name: digest for path, digest in data["files"].items()}
+    seconds = ws.out / "seconds.json"
+    return {
+        "task": task,
+        "seed": seed,
+        "long": long,
+        "config": {k: config[k] for k in ("train", "skip", "eval", "chunk")},
+        "data": data,
+        "tokens_per_epoch": read_json(ws.chunks_record)["tokens_per_epoch"],
+        "chunks": report["chunking"],
+        "validation": validation,
+        "choices": choices,
+        "seconds": read_json(seconds) if seconds.exists() else {},
+        "rows": rows,
+    }
+
+
+def examples_page(folder: Path) -> str:
+    """Returns ten examples a task of what a student left out, those with a warning sign last."""
+    lines = [
+        "# What was left out of real rationales",
+        "",
+        f"Up to {SHOWN} training examples a task, first seed. What is ~~struck through~~ is gone "
+        f"from the rationales that the chosen round of {AT_ONCE} was trained on. Up to half of "
+        "them have a sign that too much may be missing: no sentence before the last one holds the "
+        "answer any more. The teacher is text-davinci-002.",
+    ]
+    seen: set[str] = set()
+    for ws, task, _, long in _workspaces(folder):
+        row = next((r for r in (AT_ONCE, "STT") if ws.method(r).exists()), None)
+        if task in seen or long or row is None or not ws.skips(ws.student_of(row)).exists():
+            continue
+        seen.add(task)
+        whole = load_examples(ws.data("train"))
+        kept = read_json(ws.skips(ws.student_of(row)))["kept_units"]
+        shorter = [e.keeping(frozenset(units)) for e, units in zip(whole, kept, strict=True)]
+        lines += ["", f"## {task}", "", *_examples(shorter)]
+    return "\n".join(lines) + "\n"
+
+
+def _examples(examples: Sequence[Example]) -> list[str]:
+    short = [e for e in examples if len(e.kept) < len(e.units)]
+    bad = [e for e in short if underived(e)]
+    good = [e for e in short if not underived(e)]
+    some = bad[: SHOWN // 2]
+    shown = good[: SHOWN - len(some)] + some
+    lines = [
+        f"{len(short)} of {len(examples)} rationales were shortened, {len(bad)} of them with the "
+        "sign.",
+        "",
+    ]
+    for number, e in enumerate(shown, 1):
+        sign = "**Sign.** " if underived(e) else ""
+        units = [
+            text if u in e.kept else f"~~{text}~~"
+            for u, unit in enumerate(e.units)
+            if (text := " ".join(unit.split()).replace("|", "\\|"))
+        ]
+        question = " ".join(e.question.split())
+        lines.append(f"{number}. {sign}*{question}* {' '.join(units)} (Answer: {e.answer})")
+    return lines
+
+
+def underived(example: Example) -> bool:
+    """Returns whether every unit before the last one that holds the answer was left out."""
+    answer = re.sub(r"\.0$", "", example.answer.strip())
+    pattern = re.compile(rf"(?<![\w.]){re.escape(answer)}(?![\w])", re.IGNORECASE)
+    holds = [u for u, unit in enumerate(example.units[:-1]) if pattern.search(unit)]
+    return bool(holds) and not any(u in example.kept for u in holds)
+
+
+def main() -> None:
+    """Writes the files of the folder on the command line."""
+    folder = Path(sys.argv[1])
+    prepare_methods()
+    with tempfile.TemporaryDirectory() as temporary:
+        packed = sorted(folder.glob("*.tar.gz"))
+        for path in packed:
+            with tarfile.open(path) as tar:
+                tar.extractall(temporary, filter="data")
+        runs = Path(temporary) if packed else folder
+        write_json(REAL / "results.json", collect(runs))
+        write_text(REAL / "examples.md", examples_page(runs))
+
+
+if __name__ == "__main__":
+    main()
