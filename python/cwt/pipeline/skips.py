@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from cwt.data.example import Example
 from cwt.data.marks import with_skip_marks
+from cwt.pipeline.fit import generation_limits
 from cwt.pipeline.methods import Method
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress
@@ -74,9 +75,10 @@ def decide_skips(
     if method.skips == "marked":
         return Decided(with_skip_marks(examples), rewritten=True)
     if method.skips == "sampled":
-        limit, unit = ws.config.eval.max_new_tokens, ws.config.data.unit
+        student, unit = open_student(), ws.config.data.unit
+        limit = generation_limits(ws, student, whole).max_new_tokens
         written, _ = shortest_correct(
-            open_student(), whole, skip.samples, limit, skip.sample_temperature,
+            student, whole, skip.samples, limit, skip.sample_temperature,
             ws.config.seed, unit, progress=progress,
         )  # fmt: skip
         return Decided(written, rewritten=True)

@@ -5,6 +5,7 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from cwt.pipeline.fit import (
     fitted_options,
     generation_limits,
     open_student,
+    open_to_write,
     token_lengths,
 )
 from cwt.pipeline.methods import (
@@ -291,7 +293,7 @@ def evaluate_student(
     path = ws.evaluation(name, part)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name)
+    student = _trained_student(ws, name, open_to_write)
     questions = ws.examples(part)
     limits = generation_limits(ws, student, questions)
     score, written = evaluate(student, questions, progress=progress, **asdict(limits))
@@ -305,7 +307,7 @@ def measure_latency(ws: Workspace, name: str) -> None:
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
-    student = _trained_student(ws, name)
+    student = _trained_student(ws, name, open_to_write)
     questions = ws.examples("test")[: c.latency_questions]
     limits = generation_limits(ws, student, questions)
     seconds = latency(student, questions, limits.max_new_tokens)
@@ -331,7 +333,9 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     return found
 
 
-def _trained_student(ws: Workspace, name: str) -> Student:
+def _trained_student(
+    ws: Workspace, name: str, opened: Callable[[Workspace, str], Student] = open_student
+) -> Student:
     if not ws.trained(name):
         raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    return open_student(ws, name)
+    return opened(ws, name)
