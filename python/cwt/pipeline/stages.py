@@ -20,6 +20,7 @@ from cwt.pipeline.fit import (
     fitted_options,
     generation_limits,
     open_student,
+    open_to_write,
     token_lengths,
 )
 from cwt.pipeline.methods import METHODS, Method, parent_of, round_names, selected_methods
@@ -29,7 +30,6 @@ from cwt.skipping.controls import oracle_skips, random_skips, removal_rates, ski
 from cwt.skipping.criterion import Decision
 from cwt.skipping.judge import find_skips
 from cwt.skipping.ratify import ratify_skips
-from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
@@ -37,10 +37,17 @@ from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
 CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
 
 
-def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
+def make_chunks(
+    ws: Workspace, progress: Progress = quiet, also: Sequence[ChunkMethod] = ()
+) -> dict[str, Any]:
     """Writes chunks/: the boundaries under every chunking method, or under those that rows need.
 
     chunks.json also says how long the training examples are, in tokens of the student.
+
+    Args:
+        ws: the run; its data is there.
+        progress: called with the share done and what is being done.
+        also: methods that are needed beside those that the configuration asks for.
 
     Returns:
         For each method the mean number of chunks and, where methods are compared, the mean over the
@@ -48,7 +55,7 @@ def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
     """
     saved = dict(read_json(ws.chunks_record)) if ws.chunks_record.exists() else {}
     record: dict[str, Any] = saved.get("chunkings", {})
-    todo = [method for method in _chunkings(ws.config) if method not in record]
+    todo = [m for m in (*_chunkings(ws.config), *also) if m not in record]
     if not todo:
         return record
     examples = ws.examples("train")
@@ -130,6 +137,8 @@ def _matched_student(ws: Workspace, method: Method) -> str | None:
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
     if ws.trained(method.name):
         return
+    if method.chunking and ws.chunks_record.exists():
+        make_chunks(ws, also=[method.chunking])
     examples = ws.training_examples(method.chunking)
     recipe = recipe_of(ws, method)
     # Whole rationales say nothing of a student that learns to leave sentences out.
@@ -281,7 +290,8 @@ def evaluate_student(
     path = ws.evaluation(name, part)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name)
+    _check_trained(ws, name)
+    student = open_to_write(ws, name)
     questions = ws.examples(part)
     limits = generation_limits(ws, student, questions)
     score, written = evaluate(student, questions, progress=progress, **asdict(limits))
@@ -295,7 +305,8 @@ def measure_latency(ws: Workspace, name: str) -> None:
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
-    student = _trained_student(ws, name)
+    _check_trained(ws, name)
+    student = open_to_write(ws, name)
     questions = ws.examples("test")[: c.latency_questions]
     limits = generation_limits(ws, student, questions)
     seconds = latency(student, questions, limits.max_new_tokens)
@@ -310,7 +321,8 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     path = ws.diagnostics(name)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name)
+    _check_trained(ws, name)
+    student = open_student(ws, name)
     held_out = [e for e in ws.examples("validation") if len(e.units) > 1][:examples]
     cuts = [average_chunks(len(e.units) - 1, ws.config.chunk.count) for e in held_out]
     test = [e.chunked([*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]
@@ -321,7 +333,6 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     return found
 
 
-def _trained_student(ws: Workspace, name: str) -> Student:
+def _check_trained(ws: Workspace, name: str) -> None:
     if not ws.trained(name):
         raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    return open_student(ws, name)
