@@ -109,7 +109,8 @@ def train(
         run.go_on(out, progress)
     if run.main:
         student.save(out)
-        record = {"recipe": asdict(recipe), **asdict(run.spent), "dropped": sampler.dropped}
+        record = {"recipe": asdict(recipe), **asdict(run.spent)}
+        record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
         if held_out.measured.history:
             record["validation"] = held_out.measured.history
             record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
