@@ -193,8 +193,9 @@ def test_rows_in_tokens_are_those_of_build_sequence():
     sample = next(samples(whole, "rationales"))
     assert token_row(sample, speller, max_length=3) is None
     last = list(samples(whole[:1], "chunks"))[-1]
-    cut = token_row(last, speller, max_length=20)
-    assert cut["input_ids"] == token_row(last, speller)["input_ids"][-20:]
+    ids, question = token_row(last, speller)["input_ids"], speller.prompt(last.example.question)
+    cut = token_row(last, speller, max_length=len(question) + 20)
+    assert cut["input_ids"] == [*question, *ids[-20:]]
 
 
 # --- a run, its file, and TRL -------------------------------------------------------------------

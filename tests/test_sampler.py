@@ -97,11 +97,13 @@ def test_a_restored_sampler_goes_on_as_the_first(items, schedule):
 
 
 def test_targets_that_do_not_fit_are_counted_and_all_of_them_raises(items):
-    draws = sampler(items, max_length=8, batch_size=1)
-    for _ in range(20):
-        assert len(draws.draw()[0].ids) <= 8
+    limit = max(len(x.prompt) for x in items) + 8
+    draws = sampler(items, max_length=limit, batch_size=1)
+    drawn = [draws.draw()[0] for _ in range(20)]
+    assert all(len(row.ids) <= limit for row in drawn)
     assert draws.dropped > 0
-    with pytest.raises(UserError, match="no sample has its target within max_length 2 tokens"):
+    assert draws.shortened == sum(row.shortened > 0 for row in drawn) > 0
+    with pytest.raises(UserError, match="question and target within max_length 2 tokens"):
         sampler(items, max_length=2).draw()
 
 

@@ -52,16 +52,20 @@ def test_rows_of_each_method():
     assert holes.ids == prompt + flat[0] + flat[2] + flat[-1]
 
 
-def test_a_long_row_loses_the_left_of_its_context_and_never_its_target():
+def test_a_long_row_loses_the_beginning_of_its_context_and_never_question_or_target():
     item = tiny().tokenize(*examples(1, chunks=3))
-    last = build_sequence(item, chunk=3)
-    cut = build_sequence(item, chunk=3, max_length=20)
-    assert cut.ids == last.ids[-20:]
-    assert cut.loss_tokens == last.loss_tokens
-    assert (
-        build_sequence(item, chunk=3, max_length=last.loss_tokens) is None
-    )  # no room for any context
-    assert build_sequence(item, chunk=3, max_length=last.loss_tokens + 1) is not None
+    last, question = build_sequence(item, chunk=3), len(item.prompt)
+    cut = build_sequence(item, chunk=3, max_length=question + 20)
+    assert cut.ids == last.ids[:question] + last.ids[-20:]
+    assert cut.chunks == last.chunks[:question] + last.chunks[-20:]
+    assert cut.shortened == len(last.ids) - question - 20 > 0
+    least = question + last.loss_tokens
+    assert build_sequence(item, chunk=3, max_length=least).ids == (
+        last.ids[:question] + last.ids[-last.loss_tokens :]
+    )
+    assert build_sequence(item, chunk=3, max_length=least - 1) is None
+    assert build_sequence(item, chunk=3, max_length=len(last.ids)) == last
+    assert build_sequence(item, max_length=len(last.ids) - 1) is None  # all of it is target
 
 
 def test_labels_are_the_next_token_and_padding_bears_no_loss():

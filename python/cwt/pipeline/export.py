@@ -26,7 +26,7 @@ class Exported:
     Attributes:
         file: where.
         rows: how many.
-        too_long: rows in tokens left out: what they train is longer than train.max_length.
+        too_long: rows in tokens left out: question and what they train exceed train.max_length.
         open_ends: rows after which no end-of-sequence token belongs.
     """
 
@@ -115,10 +115,11 @@ def token_row(
     Args:
         sample: what the row trains.
         tokenizer: of the student.
-        max_length: in tokens, 0 for no limit; a longer context is cut at its left end.
+        max_length: in tokens, 0 for no limit; of a longer row the beginning of the rationale that
+            is context is left out.
 
     Returns:
-        The row; None where what it trains is longer than max_length.
+        The row; None where question and what it trains are longer than max_length.
     """
     tokens = tokenizer.tokenize(sample.example)
     sequence = build_sequence(tokens, sample.chunk, max_length=max_length)

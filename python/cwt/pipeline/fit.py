@@ -52,6 +52,16 @@ def open_student(ws: Workspace, name: str = "") -> Student:
     return student.to(device)
 
 
+def open_to_write(ws: Workspace, name: str) -> Student:
+    """Returns a student of the run that only generates: its weights too are in its format.
+
+    Products are the same as with weights in float32, and keys and values take half the memory.
+    """
+    student = open_student(ws, name)
+    student.model.to(student.dtype)
+    return student
+
+
 def describe(student: Student) -> dict[str, Any]:
     """Returns what a plan needs to know of a student: its shape, and the format of its products."""
     return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}

@@ -5,7 +5,7 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
@@ -45,10 +45,17 @@ from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
 CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
 
 
-def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
+def make_chunks(
+    ws: Workspace, progress: Progress = quiet, also: Sequence[ChunkMethod] = ()
+) -> dict[str, Any]:
     """Writes chunks/: the boundaries under every chunking method, or under those that rows need.
 
     chunks.json also says how long the training examples are, in tokens of the student.
+
+    Args:
+        ws: the run; its data is there.
+        progress: called with the share done and what is being done.
+        also: methods that are needed beside those that the configuration asks for.
 
     Returns:
         For each method the mean number of chunks and, where methods are compared, the mean over the
@@ -56,7 +63,7 @@ def make_chunks(ws: Workspace, progress: Progress = quiet) -> dict[str, Any]:
     """
     saved = dict(read_json(ws.chunks_record)) if ws.chunks_record.exists() else {}
     record: dict[str, Any] = saved.get("chunkings", {})
-    todo = [method for method in _chunkings(ws.config) if method not in record]
+    todo = [m for m in (*_chunkings(ws.config), *also) if m not in record]
     if not todo:
         return record
     examples = ws.examples("train")
@@ -143,6 +150,8 @@ def _matched_student(ws: Workspace, method: Method) -> str | None:
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
     if ws.trained(method.name):
         return
+    if method.chunking and ws.chunks_record.exists():
+        make_chunks(ws, also=[method.chunking])
     examples = ws.training_examples(method.chunking)
     recipe = recipe_of(ws, method)
     # Whole rationales say nothing of a student that learns to leave sentences out.
@@ -322,7 +331,8 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     path = ws.diagnostics(name)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name)
+    _check_trained(ws, name)
+    student = open_student(ws, name)
     held_out = [e for e in ws.examples("validation") if len(e.units) > 1][:examples]
     cuts = [average_chunks(len(e.units) - 1, ws.config.chunk.count) for e in held_out]
     test = [e.chunked([*c, len(e.units)]) for e, c in zip(held_out, cuts, strict=True)]

@@ -38,10 +38,17 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One row: ids, and for each token its chunk if it bears loss, else -1."""
+    """One row: ids, and for each token its chunk if it bears loss, else -1.
+
+    Attributes:
+        ids: of all tokens.
+        chunks: of each token, -1 where it bears no loss.
+        shortened: tokens of context left out, because the row would have been too long.
+    """
 
     ids: list[int]
     chunks: list[int]
+    shortened: int = 0
 
     @property
     def loss_tokens(self) -> int:
@@ -114,15 +121,15 @@ def build_sequence(
     answer_only: bool = False,
     max_length: int = 0,
 ) -> TokenSequence | None:
-    """Returns one row of the units that stay; None if its target is longer than max_length.
+    """Returns one row of the units that stay; None if question and target exceed max_length.
 
     Args:
         tokenized: the example.
         chunk: train on this chunk with everything before it as context and nothing after it;
             None trains on the whole rationale.
         answer_only: leave out the whole rationale but the answer.
-        max_length: tokens of the row, at most; 0: no limit. A longer row loses tokens from the
-            left end of its context, never from its target.
+        max_length: tokens of the row, at most; 0: no limit. A longer row loses the beginning of
+            the rationale that is context, never a token of the question or of its target.
     """
     example = tokenized.example
     ids, chunks = list(tokenized.prompt), [-1] * len(tokenized.prompt)
@@ -135,11 +142,13 @@ def build_sequence(
         bears_loss = chunk is None or of_unit[u] == chunk
         ids += unit
         chunks += [of_unit[u] if bears_loss else -1] * len(unit)
-    if max_length and len(ids) > max_length:
-        if sum(c >= 0 for c in chunks) >= max_length:
-            return None
-        ids, chunks = ids[-max_length:], chunks[-max_length:]
-    return TokenSequence(ids, chunks)
+    if not max_length or len(ids) <= max_length:
+        return TokenSequence(ids, chunks)
+    start, shortened = len(tokenized.prompt), len(ids) - max_length
+    end = start + shortened  # of what is left out, right after the question
+    if any(c >= 0 for c in chunks[:end]):
+        return None
+    return TokenSequence(ids[:start] + ids[end:], chunks[:start] + chunks[end:], shortened)
 
 
 def whole_sequence(tokenized: TokenizedExample) -> TokenSequence:

@@ -116,7 +116,8 @@ def train(
         run.go_on(out, progress)
     if run.main:
         student.save(out)
-        record = {"recipe": asdict(recipe), **asdict(run.spent), "dropped": sampler.dropped}
+        record = {"recipe": asdict(recipe), **asdict(run.spent)}
+        record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
         if held_out.measured.history:
             record["validation"] = held_out.measured.history
             record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
@@ -203,7 +204,7 @@ class _Run:
                 self.log.write(row)
             if self.accelerator.trackers:
                 self.accelerator.log(figures_of(row), step=row["step"])
-            progress(share, _told(row))
+            progress(share, self.told(row))
             if self.agreed(pace.due(now)):
                 if self.log:
                     self.log.flush()
@@ -218,6 +219,11 @@ class _Run:
         if not self.held_out.due(self.share()):
             return {}
         return self.held_out.measure(self.spent.optimizer_steps, self.main)
+
+    def told(self, row: dict[str, Any]) -> str:
+        """Returns what a person is told of a step."""
+        last = self.held_out.measured.history[-1:]
+        return f"loss {row['loss']:.3f}" + "".join(f", validation {m['loss']:.3f}" for m in last)
 
     def enough(self) -> bool:
         return bool(self.held_out.rows) and self.agreed(self.held_out.out_of_patience)
@@ -328,14 +334,6 @@ def _checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable(options)
     else:
         model.gradient_checkpointing_enable(options)
-
-
-def _told(row: dict[str, Any]) -> str:
-    """Returns what a person is told of a step."""
-    told = f"loss {row['loss']:.3f}"
-    if "validation_loss" in row:
-        told += f", validation loss {row['validation_loss']:.3f}"
-    return told
 
 
 def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:

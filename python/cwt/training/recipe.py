@@ -67,8 +67,8 @@ class TrainingOptions:
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak.
         weight_decay: AdamW's weight decay.
-        max_length: tokens of a training row, at most; 0: no limit. A longer row loses context from
-            the left.
+        max_length: tokens of a training row, at most; 0: no limit but the student's positions. A
+            longer row loses the beginning of the rationale that is context, never its question.
         validations: how often the loss on validation is measured over a budget; 0: never.
         patience: stop after so many measurements in a row that are not better than the best, whose
             weights are kept.

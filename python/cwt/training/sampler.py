@@ -39,7 +39,8 @@ class Sampler:
         self.epoch = 0
         self.chunks = max(x.example.chunks for x in examples)
         self.pull = [0.0] * self.chunks  # gradient norm per token, by chunk index
-        self.dropped = 0  # samples whose target alone is longer than max_length
+        self.dropped = 0  # samples whose question and target are longer than max_length
+        self.shortened = 0  # samples that lost context to max_length
 
     @cached_property
     def epoch_tokens(self) -> int:
@@ -62,6 +63,7 @@ class Sampler:
             "pull": list(self.pull),
             "dropped": self.dropped,
             "boundaries": [x.example.boundaries for x in self.examples] if self.rechunker else [],
+            "shortened": self.shortened,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,6 +73,7 @@ class Sampler:
         self.pull, self.dropped = list(state["pull"]), state["dropped"]
         if self.rechunker:
             self.examples = self.rechunker.at(state["boundaries"])
+        self.shortened = state["shortened"]
 
     def observe(self, tokens: Sequence[float], grad_norm_sum: Sequence[float]) -> None:
         """Records the gradients of each chunk index in the last step; `adaptive` draws by them.
@@ -99,7 +102,8 @@ class Sampler:
             misses += 1
             if misses > 10 * (len(self.examples) + self.recipe.batch_size):
                 raise UserError(
-                    f"no sample has its target within max_length {self.recipe.max_length} tokens."
+                    "no sample has its question and target within max_length "
+                    f"{self.recipe.max_length} tokens."
                 )
         return drawn
 
@@ -126,6 +130,7 @@ class Sampler:
         answer_only = self.recipe.target == "answer"
         row = build_sequence(tokenized, chunk, answer_only, self.recipe.max_length)
         self.dropped += row is None
+        self.shortened += row is not None and row.shortened > 0
         return row
 
     def _new_epoch(self) -> None:

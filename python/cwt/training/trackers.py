@@ -23,6 +23,8 @@ def tracker_names(text: str) -> list[str]:
     if text == "auto":
         return ["tensorboard"] if is_tensorboard_available() else []
     names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        return []
     there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     for name in names:
         if name not in there:
