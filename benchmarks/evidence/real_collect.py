@@ -91,9 +91,10 @@ def examples_page(folder: Path) -> str:
         "# What was left out of real rationales",
         "",
         f"Up to {SHOWN} training examples a task, first seed. What is ~~struck through~~ is gone "
-        f"from the rationales that the chosen round of {AT_ONCE} was trained on. Up to half of "
-        "them have a sign that too much may be missing: no sentence before the last one holds the "
-        "answer any more. The teacher is text-davinci-002.",
+        "from the rationales that the chosen round of skip-thinking training (STT, the row "
+        f"`{AT_ONCE}`) was trained on. Up to half of them have a sign that too much may be "
+        "missing: no sentence before the last one holds the answer any more. The teacher is "
+        "text-davinci-002, with its mistakes of wording.",
     ]
     seen: set[str] = set()
     for ws, task, _, long in _workspaces(folder):
