@@ -146,12 +146,13 @@ def skips_table(found: Results) -> list[str]:
                 _percent(parent),
                 "-" if skill is None else f"{skill:.2f}",
                 _percent(at_once["skipped_share"]),
+                _percent(run["left_out"]["sign"] / run["left_out"]["rationales"]),
                 *(_cell(found, key, name) for name in ("FTT", "continued", AT_ONCE, "STT")),
                 stt,
             ]
         )
     titles = ["task", "seed", "parent on validation %", "skill", "skipped by STT-at-once %",
-              "`FTT` %, tokens", "`continued`", "`STT-at-once`", "`STT`",
+              "with the sign %", "`FTT` %, tokens", "`continued`", "`STT-at-once`", "`STT`",
               "STT ends with"]  # fmt: skip
     return markdown_table(titles, rows)
 

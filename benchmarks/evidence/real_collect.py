@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwt.data.example import Example, load_examples
+from cwt.data.example import Example
 from cwt.files import read_json, read_lines, write_json, write_text
 from cwt.pipeline.results import write_report
 from cwt.pipeline.workspace import Workspace, saved_config
@@ -81,7 +81,29 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "validation": validation,
         "choices": choices,
         "seconds": read_json(seconds) if seconds.exists() else {},
+        "left_out": _left_out(ws),
         "rows": rows,
+    }
+
+
+def _shortened(ws: Workspace) -> list[Example] | None:
+    """Returns the training examples without what STT-at-once (or STT) left out."""
+    row = next((r for r in (AT_ONCE, "STT") if ws.method(r).exists()), None)
+    if row is None or not ws.skips(ws.student_of(row)).exists():
+        return None
+    return ws.with_skips(ws.examples("train"), ws.student_of(row))
+
+
+def _left_out(ws: Workspace) -> dict[str, int] | None:
+    """Returns how many rationales were shortened, and how many of them have the sign."""
+    examples = _shortened(ws)
+    if examples is None:
+        return None
+    short = [e for e in examples if len(e.kept) < len(e.units)]
+    return {
+        "rationales": len(examples),
+        "shortened": len(short),
+        "sign": sum(map(underived, short)),
     }
 
 
@@ -91,19 +113,17 @@ def examples_page(folder: Path) -> str:
         "# What was left out of real rationales",
         "",
         f"Up to {SHOWN} training examples a task, first seed. What is ~~struck through~~ is gone "
-        f"from the rationales that the chosen round of {AT_ONCE} was trained on. Up to half of "
-        "them have a sign that too much may be missing: no sentence before the last one holds the "
-        "answer any more. The teacher is text-davinci-002.",
+        "from the rationales that the chosen round of skip-thinking training (STT, the row "
+        f"`{AT_ONCE}`) was trained on. Up to half of them have a sign that too much may be "
+        "missing: no sentence before the last one holds the answer any more. The teacher is "
+        "text-davinci-002, with its mistakes of wording.",
     ]
     seen: set[str] = set()
     for ws, task, _, long in _workspaces(folder):
-        row = next((r for r in (AT_ONCE, "STT") if ws.method(r).exists()), None)
-        if task in seen or long or row is None or not ws.skips(ws.student_of(row)).exists():
+        shorter = _shortened(ws)
+        if task in seen or long or shorter is None:
             continue
         seen.add(task)
-        whole = load_examples(ws.data("train"))
-        kept = read_json(ws.skips(ws.student_of(row)))["kept_units"]
-        shorter = [e.keeping(frozenset(units)) for e, units in zip(whole, kept, strict=True)]
         lines += ["", f"## {task}", "", *_examples(shorter)]
     return "\n".join(lines) + "\n"
 
