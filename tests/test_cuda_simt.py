@@ -221,7 +221,51 @@ def value_cases():
     narrow = make(12, 100, BF16)
     narrow.chunk_ids = narrow.chunk_ids.int()
     cases.append(("32-bit ids", narrow))
-    return cases + strided_cases() + option_cases() + broken_cases()
+    return cases + cluster_cases() + strided_cases() + option_cases() + broken_cases()
+
+
+def cluster_cases():
+    """Rows that go through shared memory, of one block or of a cluster."""
+    active = torch.tensor([True, False, True])
+    # 32 threads, packs of 8: 256 logits a turn; room for a ring of 6 or 7 turns.
+    small = {"block_threads": 32, "shared_bytes": 8192, "active": active}
+    cases = []
+    for dtype in (HALF, BF16, F32):
+        size = 16 // dtype.itemsize
+        for blocks, vocab in ((1, 100), (2, 250), (4, 500), (8, 1000)):
+            v = vocab * size + 3  # rows start off a 16-byte boundary
+            cases.append((f"{blocks} blocks, {dtype}", make(7, v, dtype, **small)))
+    base = make(9, 2003, BF16, **small)
+    cases += [
+        ("cluster, in place", dataclasses.replace(base, grad_mode=IN_PLACE)),
+        ("cluster, statistics of all rows", dataclasses.replace(base, stats="all")),
+        ("cluster, z-loss", dataclasses.replace(base, z_loss=1e-2, stats="all")),
+        ("cluster, offset", make(5, 2000, BF16, offset=3, grad_offset=3, **small)),
+        ("cluster, aligned differently", make(5, 2000, BF16, offset=3, grad_offset=2, **small)),
+        ("ring, loss only", make(9, 4003, BF16, grad_mode=NO_GRAD, **small)),
+        ("ring, loss and z-loss", make(9, 999, F32, grad_mode=NO_GRAD, z_loss=0.01, **small)),
+        ("no clusters", make(9, 2003, BF16, clusters=False, **small)),
+        ("mean gradient, cluster", dataclasses.replace(base, mean_grad_norm=True)),
+        (
+            "mean gradient in place, cluster",
+            dataclasses.replace(base, mean_grad_norm=True, grad_mode=IN_PLACE),
+        ),
+        ("nothing counts, cluster", dataclasses.replace(base, active=active & False)),
+        ("two warps a block", make(5, 6000, BF16, block_threads=64, shared_bytes=16384)),
+    ]
+    inf, wide = torch.inf, make(12, 2003, F32, seed=3, block_threads=32, shared_bytes=8192)
+    a, b, c, d = torch.nonzero(wide.read()).flatten().tolist()[:4]
+    y = wide.labels.tolist()
+    masked = {(a, j): -inf for j in range(0, 2003, 2) if j != y[a]}
+    masked |= {(b, j): -inf for j in range(2003)} | {(c, y[c]): -inf, (d, 7): inf}
+    extreme = {(a, 5): 3.4e38, (b, 5): -3.4e38, (c, y[c]): 90.0, (d, y[d]): 1e4}
+    lowest = {(a, j): torch.finfo(F32).min for j in range(2003)} | {(b, 2000): torch.nan}
+    cases += [
+        ("cluster, -inf and +inf", with_rows(wide, masked)),
+        ("cluster, extreme logits", with_rows(wide, extreme)),
+        ("cluster, lowest number and NaN", with_rows(wide, lowest)),
+    ]
+    return cases
 
 
 def confident(dtype):

@@ -31,6 +31,7 @@ struct Header {
   int64_t num_chunks, reduction, ignore_index, stats, mean_grad_norm;
   int64_t active_type, weight_type, normalizer_type;
   int64_t block_threads, shared_bytes, multiprocessors, schedules, per_row, grad_row_gap;
+  int64_t clusters;  // the device has clusters
 };
 struct Options {
   double label_smoothing, z_loss, softcap;
@@ -251,7 +252,8 @@ void run_backward(const Header& h, const DeviceLimits& device) {
 int main() {
   Header h;
   while (std::fread(&h, sizeof h, 1, stdin) == 1) {
-    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads)};
+    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads),
+                              h.clusters != 0};
     if (h.op == kForward)
       run_forward(h, device);
     else if (h.op == kBackward)

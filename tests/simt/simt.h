@@ -2,10 +2,12 @@
 // csrc/chunk_loss/cuda/platform.cuh in place of the CUDA runtime when CWT_SIMT is defined.
 //
 // Every CUDA thread is a fiber. Fibers switch at barriers, warp collectives, atomics and fences, in
-// an order drawn from a seed; several blocks are alive at once. What is checked in every build:
-// divergent barriers, warp collectives whose lanes differ in operation, place or mask, lanes that
-// have exited or that the mask leaves out, deadlocks, block shapes and shared memory beyond the
-// device's limits. Shared memory starts out as NaN. A sanitizer adds:
+// an order drawn from a seed; several clusters are alive at once. What is checked in every build:
+// divergent barriers, of blocks and of clusters; warp collectives whose lanes differ in operation,
+// place or mask, lanes that have exited or that the mask leaves out; shared memory of a block of the
+// cluster that may not have started, or has exited; deadlocks, block shapes and shared memory beyond
+// the device's limits. Shared memory starts out as NaN. A copy to shared memory happens when its
+// thread waits for it, or, drawn by lot, at once. A sanitizer adds:
 //
 //   -fsanitize=address,undefined   accesses out of bounds (global and shared), misaligned 16-byte
 //                                  accesses
@@ -34,6 +36,8 @@
   type* name = static_cast<type*>(simt::machine.dynamic_shared())
 #define CWT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
   simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); })
+#define CWT_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...) \
+  simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); }, unsigned(cluster))
 
 namespace simt {
 
@@ -111,6 +115,8 @@ inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 
 namespace cwt {
 using std::exp;
+using std::fabs;
+using std::fma;
 using std::fmax;
 using std::sqrt;
 using std::tanh;
@@ -118,5 +124,9 @@ using std::tanh;
 template <typename kernel_t>
 int resident_blocks(kernel_t*, int, size_t) {
   return 1;
+}
+template <typename kernel_t>
+int resident_clusters(kernel_t*, int, int, size_t) {
+  return 2;
 }
 }  // namespace cwt

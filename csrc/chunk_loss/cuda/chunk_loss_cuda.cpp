@@ -35,7 +35,8 @@ DeviceLimits device_limits(const Tensor& x) {
     return value;
   };
   return {attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0,
+          attribute(cudaDevAttrClusterLaunch) != 0};
 }
 
 LogitsType logits_type(ScalarType t) {

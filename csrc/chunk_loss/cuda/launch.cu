@@ -1,9 +1,10 @@
 // Launchers of chunk_loss: dtype, block shape, grid, order of the kernels. The kernels are in
-// plan.cuh, rows.cuh and sums.cuh, each with its formulas and bytes. Nothing here waits for the
-// device.
+// plan.cuh, rows.cuh, rows_cluster.cuh and sums.cuh, each with its formulas and bytes. Nothing here
+// waits for the device.
 #include <algorithm>
 #include <stdexcept>
 
+#include "rows_cluster.cuh"
 #include "sums.cuh"
 
 namespace cwt {
@@ -66,8 +67,8 @@ RowShape row_shape(int64_t vocab, int64_t element, bool second_pass, int max_thr
 }
 
 template <typename scalar_t, RowMode kMode>
-void launch_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
-  const bool second_pass = kMode == RowMode::kGradient || (kMode == RowMode::kGeneral && a.grad);
+void launch_rows(const ChunkLossArgs& a, bool second_pass, const DeviceLimits& device,
+                 cudaStream_t stream) {
   const RowShape shape =
       row_shape(a.layout.vocab, sizeof(scalar_t), second_pass, max_row_threads(kMode), device);
   auto* kernel = &chunk_loss_rows_kernel<scalar_t, kMode>;
@@ -77,19 +78,86 @@ void launch_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_
              shape.cached);
 }
 
+// Whether packs of a row of the logits and of its gradient begin at the same logits.
+bool aligned_alike(const ChunkLossArgs& a, int64_t element) {
+  const RowLayout &x = a.layout, &g = a.grad_layout;
+  const auto same = [&](int64_t p, int64_t q) { return (p - q) * element % 16 == 0; };
+  return (reinterpret_cast<uintptr_t>(a.logits) - reinterpret_cast<uintptr_t>(a.grad)) % 16 == 0 &&
+         same(x.inner_stride, g.inner_stride) && same(x.outer_stride, g.outer_stride);
+}
+
+// How the rows are divided among blocks and clusters; cluster 0: not at all, the row does not fit, or
+// is too short to be worth it.
+ClusterShape cluster_shape(int64_t rows, int64_t vocab, int64_t element, bool gradient,
+                           const DeviceLimits& device) {
+  ClusterShape shape{device.block_threads > 0 ? device.block_threads : kClusterThreads, 0, 1, 0, 0,
+                     0};
+  while (1 << shape.log2_threads < shape.threads) ++shape.log2_threads;
+  const int64_t packs = std::max<int64_t>(vocab * element / int64_t(sizeof(Bits128)), 1);
+  if (packs < 2 * shape.threads || rows > kMaxGrid / 4) return ClusterShape{};
+  // Two blocks a multiprocessor; a kilobyte of each is the system's.
+  const int64_t shared = std::min<int64_t>(device.shared_bytes_per_block,
+                                           (device.shared_bytes_per_block + 1024) / 2 - 1024);
+  const int most = device.clusters && gradient ? kMaxCluster : 1;
+  for (shape.cluster = 1;; shape.cluster *= 2) {
+    if (shape.cluster > most) return ClusterShape{};
+    shape.packs = static_cast<int>(ceil_div(packs, shape.cluster));
+    shape.turns = static_cast<int>(ceil_div(shape.packs, shape.threads));
+    shape.places = 0;
+    const int64_t ring = shared - int64_t(shape.shared_bytes());
+    shape.places = static_cast<int>(std::min<int64_t>(
+        ring / (int64_t(sizeof(Bits128)) * shape.threads), gradient ? 2 * shape.turns : 8));
+    // Beside the slice of this row there is room for a third of the next one's.
+    if (!gradient ? shape.places >= 2 : 3 * shape.places >= 4 * shape.turns) return shape;
+  }
+}
+
+template <typename scalar_t, RowMode kMode>
+void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
+                         const DeviceLimits& device, cudaStream_t stream) {
+  auto* kernel = &chunk_loss_cluster_kernel<scalar_t, kMode>;
+  const size_t bytes = shape.shared_bytes();
+  const int64_t clusters = resident_clusters(kernel, shape.cluster, shape.threads, bytes);
+  const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
+  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)),
+                     dim3(shape.threads), bytes, stream, a, shape);
+}
+
+// Which kernel works on the rows.
+//
+//   options                       rows                        kernel
+//   softcap or label smoothing    any                         rows, kGeneral
+//   float64                       any                         rows, kGeneral
+//   none, or z-loss               unit stride, gradient       cluster: a row in one block's shared
+//                                 aligned like the logits     memory, or in that of up to 8
+//                                 others, z-loss              rows, kGeneral
+//                                 others                      rows, kLoss or kGradient
+//
+// Rows too long for a cluster (before sm_90: for a block), or too short for two packs a thread, are
+// among the others. `keep` leaves the logits as they are, where the gradient would take their place,
+// and otherwise computes the same numbers in the same order.
 template <typename scalar_t>
-void launch_rows_of(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cudaStream_t stream) {
   const ChunkLossOptions& o = a.options;
-  const bool plain = o.label_smoothing == 0 && o.z_loss == 0 && o.softcap == 0;
+  const bool gradient = a.grad != nullptr;
+  const bool aligned = !gradient || aligned_alike(a, sizeof(scalar_t));
+  if (keep) a.grad = nullptr;
   if constexpr (sizeof(scalar_t) == 8) {
-    launch_rows<scalar_t, RowMode::kGeneral>(a, device, stream);  // speed is no aim of float64
+    launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);  // speed is no aim of float64
   } else {
-    if (!plain)
-      launch_rows<scalar_t, RowMode::kGeneral>(a, device, stream);
-    else if (a.grad)
-      launch_rows<scalar_t, RowMode::kGradient>(a, device, stream);
+    const ClusterShape shape = cluster_shape(a.layout.rows, a.layout.vocab, sizeof(scalar_t), gradient, device);
+    if (o.label_smoothing > 0 || o.softcap > 0)
+      launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
+    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned && gradient)
+      launch_cluster_rows<scalar_t, RowMode::kGradient>(a, shape, device, stream);
+    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned)
+      launch_cluster_rows<scalar_t, RowMode::kLoss>(a, shape, device, stream);
+    else if (o.z_loss > 0)
+      launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
+    else if (gradient)
+      launch_rows<scalar_t, RowMode::kGradient>(a, gradient, device, stream);
     else
-      launch_rows<scalar_t, RowMode::kLoss>(a, device, stream);
+      launch_rows<scalar_t, RowMode::kLoss>(a, gradient, device, stream);
   }
 }
 
@@ -97,20 +165,17 @@ template <typename scalar_t>
 void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t chunks = std::max<int64_t>(a.options.num_chunks, 1), tiles = mean_tiles(a);
   const bool mean = a.options.mean_grad_norm && a.options.num_chunks > 0;
-  ChunkLossArgs rows = a;
-  if (mean && a.grad == a.logits) {
-    // The gradient is going to overwrite what the mean gradient is made from: that comes first.
-    rows.grad = nullptr;
-    launch_rows_of<scalar_t>(rows, device, stream);
-    rows.grad = a.grad;
-    rows.errors = nullptr;  // counted already
-  } else {
-    launch_rows_of<scalar_t>(rows, device, stream);
-  }
+  // A gradient that takes the place of the logits has to wait until the mean gradient is made.
+  const bool twice = mean && a.grad == a.logits;
+  launch_rows_of<scalar_t>(a, twice, device, stream);
   if (mean)
     CWT_LAUNCH(chunk_mean_grad_kernel<scalar_t>, dim3(grid_of(chunks * tiles)), dim3(kMeanThreads),
                0, stream, a, static_cast<int>(tiles));
-  if (rows.errors == nullptr) launch_rows_of<scalar_t>(rows, device, stream);
+  if (twice) {
+    ChunkLossArgs again = a;
+    again.errors = nullptr;  // counted already
+    launch_rows_of<scalar_t>(again, false, device, stream);
+  }
   CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks)),
              dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(tiles));
 }

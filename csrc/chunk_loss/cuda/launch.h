@@ -22,6 +22,7 @@ struct DeviceLimits {
   int multiprocessors;
   int shared_bytes_per_block;  // the opt-in maximum
   int block_threads;           // threads of most blocks; 0 lets the launcher choose
+  bool clusters;               // blocks can be launched in clusters: sm_90 and later
 };
 
 // Words of zeroed memory that the kernels count in.
