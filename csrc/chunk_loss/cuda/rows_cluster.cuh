@@ -360,9 +360,9 @@ __device__ __forceinline__ void zero_slice(const ChunkLossArgs& a, const Cluster
     store_stream(to + i, Bits128{{0, 0, 0, 0}});
 }
 
+// A cluster's work on all its rows.
 template <typename scalar_t, RowMode kMode>
-__global__ void __launch_bounds__(kClusterThreads, kClusterBlocks)
-    chunk_loss_cluster_kernel(const ChunkLossArgs a, const ClusterShape shape) {
+__device__ __forceinline__ void cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape) {
   CWT_SHARED_DYNAMIC(Bits128, memory);
   float4* const partials = reinterpret_cast<float4*>(memory);
   const SharedAddress ring = shared_address(memory + 2 * shape.partials() + threadIdx.x);
@@ -394,6 +394,12 @@ __global__ void __launch_bounds__(kClusterThreads, kClusterBlocks)
   }
   if (kMode == RowMode::kGradient && a.grad != nullptr)
     for (; i < a.layout.rows; i += step) zero_slice<scalar_t>(a, shape, a.rows[i]);
+}
+
+template <typename scalar_t, RowMode kMode>
+__global__ void __launch_bounds__(kClusterThreads, kClusterBlocks)
+    chunk_loss_cluster_kernel(const ChunkLossArgs a, const ClusterShape shape) {
+  cluster_rows<scalar_t, kMode>(a, shape);
 }
 
 }  // namespace cwt
