@@ -218,6 +218,11 @@ def value_cases():
         for scale in (1e-4, 30.0, 1e4)
         for dtype in (HALF, BF16, F32)
     ]
+    many = {"chunks": 2, "block_threads": 32, "schedules": 2, "active": torch.tensor([1.5, 0.5])}
+    cases += [
+        (f"sums in parts, {reduction}", make(4500, 9, F32, reduction=reduction, **many))
+        for reduction in ("token_mean", "chunk_mean")
+    ]
     narrow = make(12, 100, BF16)
     narrow.chunk_ids = narrow.chunk_ids.int()
     cases.append(("32-bit ids", narrow))

@@ -203,7 +203,7 @@ void run_forward(const Header& h, const DeviceLimits& device) {
 void run_plan(const Header& h, const DeviceLimits& device) {
   PlanBuffers plan(h);
   plan.read();
-  Buffer errors((2 + h.num_chunks) * 8), row_weight(h.rows * 8), state(h.rows);
+  Buffer row_weight(h.rows * 8), state(h.rows);
   ChunkLossArgs a{};
   plan.describe(h, a);
   a.options.num_chunks = h.num_chunks;
@@ -213,7 +213,6 @@ void run_plan(const Header& h, const DeviceLimits& device) {
   a.layout.rows = h.rows;
   a.layout.vocab = h.vocab;
   a.type = LogitsType::kDouble;
-  a.errors = errors.at<int64_t>();
   a.row_weight = row_weight.at();
   a.row_state = state.at<int8_t>();
   Buffer workspace(chunk_loss_workspace_bytes(a));

@@ -39,9 +39,29 @@ int small_block(int threads, const DeviceLimits& device) {
   return device.block_threads > 0 ? std::min(device.block_threads, threads) : threads;
 }
 
+int64_t pack_size(LogitsType type) {
+  return type == LogitsType::kDouble ? 2 : type == LogitsType::kFloat ? 4 : 8;
+}
+
+// Blocks that share the rows of a chunk where rows are added up: parts of about 2048 rows, and no
+// more blocks than a device is glad of. How sums are split depends on shapes only.
+int64_t sum_parts(const ChunkLossArgs& a) {
+  const int64_t most = 2048 / std::max<int64_t>(a.options.num_chunks, 1);
+  return std::max<int64_t>(std::min(ceil_div(a.layout.rows, 2048), most), 1);
+}
+
 int64_t mean_tiles(const ChunkLossArgs& a) {
-  const int64_t size = a.type == LogitsType::kDouble ? 2 : a.type == LogitsType::kFloat ? 4 : 8;
-  return a.options.mean_grad_norm ? ceil_div(a.layout.vocab, kMeanThreads * size) : 0;
+  if (!a.options.mean_grad_norm) return 0;
+  return ceil_div(a.layout.vocab, kMeanThreads * pack_size(a.type));
+}
+
+int64_t mean_slabs(const ChunkLossArgs& a) {
+  const int64_t tiles = std::max<int64_t>(a.options.num_chunks * mean_tiles(a), 1);
+  return std::max<int64_t>(std::min(1024 / tiles, ceil_div(a.layout.rows, 64)), 1);
+}
+
+int64_t plan_blocks(const ChunkLossArgs& a, int threads) {
+  return std::max<int64_t>(ceil_div(a.layout.rows, threads), 1);
 }
 
 // The shape of a row's block. Loss alone: enough threads for 16 packs each, at most 512, so that
@@ -168,16 +188,20 @@ void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t
   // A gradient that takes the place of the logits has to wait until the mean gradient is made.
   const bool twice = mean && a.grad == a.logits;
   launch_rows_of<scalar_t>(a, twice, device, stream);
-  if (mean)
-    CWT_LAUNCH(chunk_mean_grad_kernel<scalar_t>, dim3(grid_of(chunks * tiles)), dim3(kMeanThreads),
-               0, stream, a, static_cast<int>(tiles));
+  if (mean) {
+    const int64_t slabs = mean_slabs(a);
+    CWT_LAUNCH(chunk_mean_grad_kernel<scalar_t>, dim3(grid_of(chunks * tiles * slabs)),
+               dim3(kMeanThreads), 0, stream, a, static_cast<int>(tiles), static_cast<int>(slabs));
+  }
   if (twice) {
     ChunkLossArgs again = a;
-    again.errors = nullptr;  // counted already
+    again.error_counts = nullptr;  // counted already
     launch_rows_of<scalar_t>(again, false, device, stream);
   }
-  CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks)),
-             dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(tiles));
+  const int64_t parts = sum_parts(a);
+  CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks * parts)),
+             dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(parts),
+             static_cast<int>(tiles));
 }
 
 // Hands out parts of one piece of memory; with a null base it only counts.
@@ -203,20 +227,27 @@ class Carver {
 };
 
 size_t carve(ChunkLossArgs& a, void* workspace, size_t* zeroed = nullptr) {
-  const int64_t n = a.layout.rows, chunks = a.options.num_chunks;
+  const int64_t n = a.layout.rows, chunks = a.options.num_chunks, parts = sum_parts(a);
+  const int64_t tiles = mean_tiles(a), slabs = a.options.mean_grad_norm ? mean_slabs(a) : 0;
+  const int64_t columns = kMeanThreads * pack_size(a.type);
   const size_t acc = a.type == LogitsType::kDouble ? 8 : 4;
   Carver carver(workspace);
   carver.take(a.counters, kNumCounters);
   carver.take(a.first_row, chunks);
   carver.take(a.end_row, chunks);
+  carver.take(a.error_counts, kNumErrorCounts + chunks);
+  carver.take(a.chunk_parts, chunks);
+  carver.take(a.tile_slabs, slabs > 1 ? chunks * tiles : 0);
   if (zeroed) *zeroed = carver.used();
   carver.take(a.rows, n);
-  carver.take(a.chunk_weight_sum, chunks);
-  carver.take(a.chunk_present, chunks);
+  // A block of the plan has a warp at least.
+  carver.take(a.weight_parts, std::max(2 * chunks * parts, plan_blocks(a, kWarp)));
   carver.take(a.chunk_factor, chunks);
   carver.take(a.denominator, 1);
+  carver.take(a.sum_parts, chunks * parts * kNumChunkStats);
   carver.take(a.chunk_loss, chunks);
-  carver.take(a.tile_square, chunks * mean_tiles(a));
+  carver.take(a.tile_square, chunks * tiles);
+  carver.take(a.slab_sums, slabs > 1 ? chunks * tiles * slabs * columns : 0, acc);
   carver.take(a.row_loss, n, acc);
   carver.take(a.row_sums, a.options.mean_grad_norm ? 3 * n : 0, acc);
   carver.take(a.states, n);
@@ -239,13 +270,18 @@ void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& devic
   ChunkLossArgs copy = args;
   carve(copy, args.counters, &zeroed);
   zero_memory(args.counters, zeroed, stream);
-  zero_memory(args.errors, sizeof(int64_t) * (kNumErrorCounts + args.options.num_chunks), stream);
   const int threads = small_block(kPlanThreads, device);
-  const dim3 rows(grid_of(ceil_div(args.layout.rows, threads)));
-  const dim3 chunks(grid_of(args.options.num_chunks)), block(threads);
+  const dim3 rows(grid_of(plan_blocks(args, threads))), block(threads);
   CWT_LAUNCH(chunk_loss_plan_kernel, rows, block, 0, stream, args);
-  CWT_LAUNCH(chunk_loss_weigh_kernel, chunks, block, 0, stream, args);
-  CWT_LAUNCH(chunk_loss_row_weight_kernel, rows, block, 0, stream, args);
+  const Denominator from = denominator_of(args);
+  if (from == Denominator::kOfChunks) {
+    const int64_t parts = sum_parts(args);
+    CWT_LAUNCH(chunk_loss_weigh_kernel, dim3(grid_of(args.options.num_chunks * parts)), block, 0,
+               stream, args, static_cast<int>(parts));
+  }
+  if (from != Denominator::kGiven)
+    CWT_LAUNCH(chunk_loss_row_weight_kernel, rows, block, 0, stream, args,
+               static_cast<int>(rows.x));
 }
 
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream) {

@@ -52,22 +52,26 @@ struct ChunkLossArgs {
   void* loss;              // () or (N)        acc
   void* row_stats;         // (5, N)           acc
   void* chunk_stats;       // (7, C)           acc
-  int64_t* errors;         // (2 + C)
+  int64_t* errors;         // (2 + C); null in chunk_loss_plan
   void* row_weight;        // (N)              acc
   int8_t* row_state;       // (N) RowState, or null: chunk_loss_plan only
   void* grad;              // logits' shape and dtype, or null; may be `logits`
 
-  // Workspace; the first three are zeroed by the launcher.
+  // Workspace; the launcher zeroes what lies before `rows`.
   int64_t* counters;         // (kNumCounters)
   int64_t* first_row;        // (C) N - t of the chunk's first row in use, 0: none
   int64_t* end_row;          // (C) 1 + the chunk's last row in use
+  int64_t* error_counts;     // (2 + C) `errors`; null: they have been counted
+  int64_t* chunk_parts;      // (C) parts of the chunk that are added up
+  int64_t* tile_slabs;       // (C, tiles) slabs of the tile that are added up
   int64_t* rows;             // (N) work list, see Counter
-  double* chunk_weight_sum;  // (C) W_c
-  double* chunk_present;     // (C) a_c where the chunk has a counting row, else 0
-  double* chunk_factor;      // (C) see row_weight in contract.h
-  double* denominator;       // ()
+  double* weight_parts;      // token_mean: (plan's blocks); chunk_mean: (C, parts, 2)
+  double* chunk_factor;      // (C) see row_weight in contract.h; chunk_mean only
+  double* denominator;       // (); chunk_mean only
+  double* sum_parts;         // (C, parts, kNumChunkStats)
   double* chunk_loss;        // (C) sum of row_loss
   double* tile_square;       // (C, tiles) mean_grad_norm only
+  void* slab_sums;           // (C, tiles, slabs, columns of a tile) mean_grad_norm only, acc
   void* row_loss;            // (N) row_weight * l, acc
   void* row_sums;            // (3, N) shift, p_scale, g_y; mean_grad_norm only, acc
   uint8_t* states;           // (N) RowState, plus kInStats

@@ -93,7 +93,8 @@ template <typename acc_t>
 __device__ __forceinline__ void write_row(const ChunkLossArgs& a, int64_t t,
                                           const RowResult<acc_t>& r, acc_t shift, acc_t weight,
                                           bool finite) {
-  if (!finite && a.errors != nullptr) count(&a.errors[kNumErrorCounts + chunk_at(a, t)], 1);
+  if (!finite && a.error_counts != nullptr)
+    count(&a.error_counts[kNumErrorCounts + chunk_at(a, t)], 1);
   const bool stats = a.options.stats != kStatsOff;
   acc_t* out = static_cast<acc_t*>(a.row_stats) + t;  // (5, N)
   const int64_t rows = a.layout.rows;
