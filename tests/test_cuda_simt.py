@@ -220,7 +220,7 @@ def value_cases():
     ]
     many = {"chunks": 2, "block_threads": 32, "schedules": 2, "active": torch.tensor([1.5, 0.5])}
     cases += [
-        (f"sums in parts, {reduction}", make(4500, 9, F32, reduction=reduction, **many))
+        (f"sums in parts, {reduction}", make(4500, 24, F32, reduction=reduction, **many))
         for reduction in ("token_mean", "chunk_mean")
     ]
     narrow = make(12, 100, BF16)
@@ -377,6 +377,7 @@ def sanitized_cases():
     small = {"schedules": 2}
     active = torch.tensor([True, False, True])
     wide = {"block_threads": 32, "shared_bytes": 4096 + 32 * 16}
+    ring = {"block_threads": 32, "shared_bytes": 8192, **small}  # two blocks a row
     return [
         ("gradient", make(12, 130, BF16, active=active, **small)),
         ("gradient, part cached", make(6, 141, BF16, active=active, **wide, **small)),
@@ -389,6 +390,10 @@ def sanitized_cases():
         *((name, dataclasses.replace(c, **small)) for name, c in strided_cases()),
         ("unaligned", make(5, 261, BF16, offset=3, grad_offset=3, **small)),
         ("no rows", make(0, 16, F32, **small)),
+        ("cluster", make(7, 1501, BF16, active=active, offset=1, grad_offset=1, **ring)),
+        ("cluster, in place", make(7, 760, F32, grad_mode=IN_PLACE, mean_grad_norm=True, **ring)),
+        ("ring, loss only", make(7, 1501, BF16, active=active, grad_mode=NO_GRAD, **ring)),
+        ("sums in parts", make(2100, 24, F32, chunks=1, reduction="chunk_mean", **small)),
     ]
 
 
@@ -404,6 +409,7 @@ def test_thread_sanitizer_finds_nothing(runners):
 
 
 RACE_CASES = ("gradient, part cached", "loss only", "options", "in place", "unaligned")
+RACE_CASES += ("cluster", "cluster, in place", "ring, loss only", "sums in parts")
 
 
 @pytest.mark.slow

@@ -84,6 +84,53 @@ BUGS = {
         "tsan",
         "data race",
     ),
+    "missing barrier of a cluster": Bug(
+        "rows_cluster.cuh",
+        "lane_of_thread(), mine);\n      cluster_sync();",
+        "lane_of_thread(), mine);\n      if (!PLANTED) cluster_sync();",
+        "tsan",
+        "data race",
+    ),
+    "missing first barrier of a cluster": Bug(
+        "rows_cluster.cuh",
+        "if (shape.cluster > 1) cluster_sync();",
+        "if (shape.cluster > 1 && !PLANTED) cluster_sync();",
+        "plain",
+        "may not have started",
+    ),
+    "wrong rank": Bug(
+        "rows_cluster.cuh",
+        "store_to_rank(place, lane_of_thread(), mine)",
+        "store_to_rank(place, lane_of_thread() + PLANTED, mine)",
+        "plain",
+        "there is no block 2 in the cluster",
+    ),
+    "exit before a peer has done": Bug(
+        "rows_cluster.cuh",
+        "    if (i + step < work) next.load(a, shape);",
+        "    if (PLANTED && cluster_rank() == 1 && i + step >= work) return;\n"
+        "    if (i + step < work) next.load(a, shape);",
+        "plain",
+        "exited",
+    ),
+    "missing wait for a copy": Bug(
+        "rows_cluster.cuh",
+        "if (kWait) wait_for_copies(",
+        "if (kWait && !PLANTED) wait_for_copies(",
+        "plain",
+        "differs between schedules",
+    ),
+    "a place of the ring freed before it is read": Bug(
+        "rows_cluster.cuh",
+        "      const SharedAddress next = after(place);",
+        "      if (PLANTED && kFree) feed_.copy_to(place);\n"
+        "      const SharedAddress next = after(place);",
+        "plain",
+        "differs between schedules",
+    ),
+    "the two halves of the exchange not in turns": Bug(
+        "rows_cluster.cuh", "odd_ ^= 1;", "odd_ ^= !PLANTED;", "tsan", "data race"
+    ),
     "unwritten result": Bug(
         "rows.cuh",
         "out[kEntropy * rows] = stats",
@@ -131,12 +178,25 @@ def cases():
     logits = torch.randn(6, 72, generator=g).to(torch.bfloat16)
     labels, ids = torch.arange(6), torch.tensor([0, 1, 0, 1, 0, 1])
     base = Case(logits, labels, ids, 2, schedules=4, shared_bytes=4096 + 64 * 16)
+    ring = torch.randn(9, 1500, generator=g).to(torch.bfloat16)  # the ring of two blocks
+    nine = (torch.arange(9), torch.arange(9) % 2)
     wide = torch.randn(2, 64 * 8 * 2, generator=g).to(torch.bfloat16)
     return [
         base,
         Case(logits, labels, ids, 2, schedules=2, offset=1, grad_mode=NO_GRAD),
         Case(logits, labels, ids, 2, schedules=2, offset=4),
         Case(wide, labels[:2], ids[:2], 2, schedules=2, shared_bytes=4096 + 64 * 16),
+        Case(ring, *nine, 2, schedules=4, shared_bytes=8192, block_threads=32),
+        Case(
+            ring,
+            *nine,
+            2,
+            schedules=4,
+            shared_bytes=8192,
+            block_threads=32,
+            offset=3,
+            grad_mode=NO_GRAD,
+        ),
     ]
 
 

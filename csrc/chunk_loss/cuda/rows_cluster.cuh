@@ -99,7 +99,7 @@ class Feed {
   __device__ __forceinline__ Feed(const ChunkLossArgs& a, const ClusterShape& shape,
                                   SharedAddress ring, int first, int end, int step)
       : a_(a), shape_(shape), next_(first), end_(end), step_(step) {
-    if (next_ < end_) next_row_ = a_.rows[next_];
+    if (next_ < end_) next_row_ = static_cast<int>(a_.rows[next_]);
     begin_row();
 #pragma unroll 1
     for (int k = 0; k < shape_.places; ++k) copy_to(ring + k * shape_.place_bytes());
@@ -121,7 +121,7 @@ class Feed {
     if (next_ >= end_) return;
     const scalar_t* row = static_cast<const scalar_t*>(a_.logits) + a_.layout.row(next_row_);
     next_ += step_;
-    if (next_ < end_) next_row_ = a_.rows[next_];  // here already when this row's copies are started
+    if (next_ < end_) next_row_ = static_cast<int>(a_.rows[next_]);  // here already when this row's copies are started
     const Slice<scalar_t> slice(shape_, row, static_cast<int>(a_.layout.vocab));
     from_ = reinterpret_cast<const Bits128*>(row + slice.head) + slice.first(shape_) + threadIdx.x;
     left_ = slice.packs - static_cast<int>(threadIdx.x);
@@ -130,7 +130,7 @@ class Feed {
   const ChunkLossArgs& a_;
   const ClusterShape& shape_;
   int next_, end_, step_;  // in the work list
-  int64_t next_row_ = 0;
+  int next_row_ = 0;
   const Bits128* from_ = nullptr;
   int left_ = 0;   // packs of the slice from this thread's next one on; 0 or less: none for it
   int turns_ = 0;  // of this thread in the row being copied
@@ -150,8 +150,7 @@ __device__ __forceinline__ int single_at(const Slice<scalar_t>& slice, int vocab
 // What a thread must know of a row, apart from its packs.
 template <typename scalar_t>
 struct RowAhead {
-  int64_t t;
-  int label;
+  int t, label;
   scalar_t z_y, single;  // single: this thread's logit outside the packs, if it has one
   float weight;
   Slice<scalar_t> slice;
@@ -214,6 +213,7 @@ class SliceTask {
   template <int kCount>
   __device__ __forceinline__ void replace_label(Bits128 (&bits)[kCount], const Row& row, int turn,
                                                 int label, float by) const {
+    if (static_cast<unsigned>(label ^ turn) >= 2u) return;  // turns are counted in twos
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       if (turn + k != label) continue;
@@ -229,6 +229,7 @@ class SliceTask {
   __device__ __forceinline__ void for_turns(const Row& row, const use_t& use) {
     const int turns = shape_.turns, bytes = shape_.place_bytes();
     const SharedAddress end = ring_ + shape_.places * bytes;
+    const auto after = [&](SharedAddress p) { return p + bytes == end ? ring_ : p + bytes; };
     SharedAddress place = place_;
     int i = threadIdx.x;
 #pragma unroll 1
@@ -237,8 +238,7 @@ class SliceTask {
       // Copies under way may be those after this pair: of a whole ring, or, where the passes before
       // have freed nothing since the row began, of what is left of it.
       if (kWait) wait_for_copies(shape_.places - (kFree ? 0 : turn) - count);
-      SharedAddress next = place + bytes;
-      if (next == end) next = ring_;
+      const SharedAddress next = after(place);
       if (i + shape_.threads < row.slice.packs) {
         Bits128 pair[2] = {load_shared(place), load_shared(next)};
         use(turn, i, pair);
@@ -246,12 +246,11 @@ class SliceTask {
         Bits128 single[1] = {load_shared(place)};
         use(turn, i, single);
       }
+      if (kFree) {
 #pragma unroll 1
-      for (int k = 0; k < count; ++k) {
-        if (kFree) feed_.copy_to(place);
-        place += bytes;
-        if (place == end) place = ring_;
+        for (int k = 0; k < count; ++k) feed_.copy_to(k == 0 ? place : next);
       }
+      place = count == 2 ? after(next) : next;
       i += 2 * shape_.threads;
     }
     if (kFree) place_ = place;
@@ -374,17 +373,17 @@ __device__ __forceinline__ void cluster_rows(const ChunkLossArgs& a, const Clust
   SliceTask<scalar_t, kMode> task(a, shape, partials, ring, feed);
   RowAhead<scalar_t> row{}, next{}, after{};
   if (i < work) {
-    row.t = a.rows[i];
+    row.t = static_cast<int>(a.rows[i]);
     row.label = static_cast<int>(a.labels[row.t]);
     row.load(a, shape);
   }
   if (i + step < work) {
-    next.t = a.rows[i + step];
+    next.t = static_cast<int>(a.rows[i + step]);
     next.label = static_cast<int>(a.labels[next.t]);
   }
   for (; i < work; i += step) {
     if (i + step < work) next.load(a, shape);
-    if (i + 2 * step < work) after.t = a.rows[i + 2 * step];
+    if (i + 2 * step < work) after.t = static_cast<int>(a.rows[i + 2 * step]);
     task.run(row, [&] {
       if (i + 2 * step < work) after.label = static_cast<int>(a.labels[after.t]);
     });
