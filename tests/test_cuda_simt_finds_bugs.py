@@ -68,7 +68,7 @@ BUGS = {
         "x += __shfl_xor_sync(kFullWarp, x, offset)",
         "x += __shfl_xor_sync(PLANTED ? 0x7fffffffu : kFullWarp, x, offset)",
         "plain",
-        "reads lane 31, which its mask omits",
+        "mask",
     ),
     "lost update": Bug(
         "plan.cuh",

@@ -103,7 +103,16 @@ bool aligned_alike(const ChunkLossArgs& a, int64_t element) {
   const RowLayout &x = a.layout, &g = a.grad_layout;
   const auto same = [&](int64_t p, int64_t q) { return (p - q) * element % 16 == 0; };
   return (reinterpret_cast<uintptr_t>(a.logits) - reinterpret_cast<uintptr_t>(a.grad)) % 16 == 0 &&
-         same(x.inner_stride, g.inner_stride) && same(x.outer_stride, g.outer_stride);
+         same(x.inner_stride, g.inner_stride) &&
+         (x.rows <= x.inner || same(x.outer_stride, g.outer_stride));
+}
+
+// Evenly spaced rows as rows of a matrix: those of a matrix are found without a division.
+RowLayout flat(RowLayout x) {
+  if (x.outer_stride != x.inner * x.inner_stride) return x;
+  x.inner = x.rows;
+  x.outer_stride = 0;
+  return x;
 }
 
 // How the rows are divided among blocks and clusters; cluster 0: not at all, the row does not fit, or
@@ -161,6 +170,8 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
   const ChunkLossOptions& o = a.options;
   const bool gradient = a.grad != nullptr;
   const bool aligned = !gradient || aligned_alike(a, sizeof(scalar_t));
+  a.layout = flat(a.layout);
+  a.grad_layout = flat(a.grad_layout);
   if (keep) a.grad = nullptr;
   if constexpr (sizeof(scalar_t) == 8) {
     launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);  // speed is no aim of float64
