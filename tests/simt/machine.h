@@ -1,5 +1,5 @@
-// Blocks, clusters and threads of a launch, who runs next, and the rules of barriers, warp collectives
-// and copies that a thread need not wait for.
+// Blocks, clusters and threads of a launch, who runs next, and the rules of barriers and warp
+// collectives.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -46,13 +46,6 @@ constexpr size_t kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
 
 struct Block;
 
-// From global to shared memory; done when it must be, or, drawn by lot, at once.
-struct Copy {
-  void* to;
-  const void* from;
-  size_t bytes;
-};
-
 struct Thread {
   Context context;
   std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
@@ -62,9 +55,7 @@ struct Thread {
   State state = State::kReady;
   Call call = {};
   uint64_t result = 0;
-  std::vector<Copy> open;                 // not yet in a group
-  std::vector<std::vector<Copy>> groups;  // not yet done
-  void* fiber = nullptr;                  // ThreadSanitizer's
+  void* fiber = nullptr;  // ThreadSanitizer's
 };
 
 struct SharedArray {
@@ -183,36 +174,6 @@ class Machine {
     suspend();
   }
 
-  void copy_async(void* to, const void* from, size_t bytes) {
-    const Quiet quiet;
-    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
-      fail("a copy of 16 bytes between addresses that are no multiples of 16");
-    current_->open.push_back({to, from, bytes});
-  }
-  void close_copies() {
-    std::vector<Copy> now;
-    {
-      const Quiet quiet;
-      current_->groups.push_back(std::move(current_->open));
-      current_->open.clear();
-      if (seed && random_() % 2) std::swap(now, current_->groups.back());
-    }
-    perform(now);
-  }
-  void wait_for_copies(int left) {
-    if (left < 0) fail("a wait for copies that cannot be under way");
-    for (;;) {
-      std::vector<Copy> oldest;
-      {
-        const Quiet quiet;
-        if (current_->groups.size() <= size_t(left)) return;
-        std::swap(oldest, current_->groups.front());
-        current_->groups.erase(current_->groups.begin());
-      }
-      perform(oldest);
-    }
-  }
-
   int cluster_rank() const {
     const Quiet quiet;
     return int(current_->block->rank);
@@ -265,10 +226,6 @@ class Machine {
     return p;
   }
 
-  static void perform(const std::vector<Copy>& copies) {
-    for (const Copy& c : copies) std::memcpy(c.to, c.from, c.bytes);
-  }
-
   void start(unsigned index, unsigned size) {
     auto cluster = std::make_shared<Cluster>();
     cluster->alive = size * blockDim.x;
@@ -291,7 +248,6 @@ class Machine {
       spare_.pop_back();
       Thread& t = *block.threads[i];
       t.block = &block, t.rank = i, t.index = {i, 0, 0}, t.state = State::kReady;
-      t.open.clear(), t.groups.clear();
       // A thread that has exited leaves its frames' red zones behind.
       SIMT_ASAN(__asan_unpoison_memory_region(t.stack.get(), kStackBytes));
       t.context.prepare(t.stack.get(), &entry);

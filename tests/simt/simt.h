@@ -6,8 +6,7 @@
 // divergent barriers, of blocks and of clusters; warp collectives whose lanes differ in operation,
 // place or mask, lanes that have exited or that the mask leaves out; shared memory of a block of the
 // cluster that may not have started, or has exited; deadlocks, block shapes and shared memory beyond
-// the device's limits. Shared memory starts out as NaN. A copy to shared memory happens when its
-// thread waits for it, or, drawn by lot, at once. A sanitizer adds:
+// the device's limits. Shared memory starts out as NaN. A sanitizer adds:
 //
 //   -fsanitize=address,undefined   accesses out of bounds (global and shared), misaligned 16-byte
 //                                  accesses
@@ -109,6 +108,8 @@ inline void __threadfence() {
   SIMT_TSAN(__tsan_acquire(&token));
 }
 
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }

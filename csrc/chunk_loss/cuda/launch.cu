@@ -115,41 +115,56 @@ RowLayout flat(RowLayout x) {
   return x;
 }
 
-// How the rows are divided among blocks and clusters; cluster 0: not at all, the row does not fit, or
-// is too short to be worth it.
-ClusterShape cluster_shape(int64_t rows, int64_t vocab, int64_t element, bool gradient,
-                           const DeviceLimits& device) {
-  ClusterShape shape{device.block_threads > 0 ? device.block_threads : kClusterThreads, 0, 1, 0, 0,
-                     0};
-  while (1 << shape.log2_threads < shape.threads) ++shape.log2_threads;
-  const int64_t packs = std::max<int64_t>(vocab * element / int64_t(sizeof(Bits128)), 1);
-  if (packs < 2 * shape.threads || rows > kMaxGrid / 4) return ClusterShape{};
-  // Two blocks a multiprocessor; a kilobyte of each is the system's.
-  const int64_t shared = std::min<int64_t>(device.shared_bytes_per_block,
-                                           (device.shared_bytes_per_block + 1024) / 2 - 1024);
-  const int most = device.clusters && gradient ? kMaxCluster : 1;
-  for (shape.cluster = 1;; shape.cluster *= 2) {
-    if (shape.cluster > most) return ClusterShape{};
-    shape.packs = static_cast<int>(ceil_div(packs, shape.cluster));
-    shape.turns = static_cast<int>(ceil_div(shape.packs, shape.threads));
-    shape.places = 0;
-    const int64_t ring = shared - int64_t(shape.shared_bytes());
-    shape.places = static_cast<int>(std::min<int64_t>(
-        ring / (int64_t(sizeof(Bits128)) * shape.threads), gradient ? 2 * shape.turns : 8));
-    // Beside the slice of this row there is room for a third of the next one's.
-    if (!gradient ? shape.places >= 2 : 3 * shape.places >= 4 * shape.turns) return shape;
-  }
+// Threads of a block that holds a slice of a row in its registers, and the packs that each can have.
+#if defined(CWT_SIMT)
+constexpr int kSliceThreads = 64;
+#else
+constexpr int kSliceThreads = 128;
+#endif
+constexpr int kMostPacks = 32;
+
+// A block of 128 threads has one warp for each quarter of a multiprocessor, so that b of them leave
+// 512 / b registers a thread, in steps of 8; a pack takes four.
+constexpr int slice_blocks(int packs) { return packs <= 8 ? 6 : packs <= 16 ? 4 : 3; }
+
+// The smallest cluster whose registers hold a row; cluster 0: there is none, or the row is so short
+// that a block of the other kernel does as well.
+ClusterShape cluster_shape(const ChunkLossArgs& a, int64_t element, const DeviceLimits& device) {
+  const int64_t packs = a.layout.vocab * element / int64_t(sizeof(Bits128));
+  if (packs < 2 * kSliceThreads || a.layout.rows > kMaxGrid / kMaxCluster) return {0, 0};
+  int cluster = 1;
+  while (ceil_div(packs, cluster) > kMostPacks * kSliceThreads) cluster *= 2;
+  if (cluster > (device.clusters ? kMaxCluster : 1)) return {0, 0};
+  return {cluster, static_cast<int>(ceil_div(packs, cluster))};
 }
 
-template <typename scalar_t, RowMode kMode>
-void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
-                         const DeviceLimits& device, cudaStream_t stream) {
-  auto* kernel = &chunk_loss_cluster_kernel<scalar_t, kMode>;
-  const size_t bytes = shape.shared_bytes();
-  const int64_t clusters = resident_clusters(kernel, shape.cluster, shape.threads, bytes);
+template <typename scalar_t, int kPacks, bool kGradient>
+void launch_cluster_kernel(const ChunkLossArgs& a, const ClusterShape& shape,
+                           const DeviceLimits& device, cudaStream_t stream) {
+  auto* kernel =
+      &chunk_loss_cluster_kernel<scalar_t, kSliceThreads, slice_blocks(kPacks), kPacks, kGradient>;
+  const size_t bytes = shape.shared_bytes(kSliceThreads);
+  const int64_t clusters =
+      shape.cluster == 1
+          ? int64_t(resident_blocks(kernel, kSliceThreads, bytes)) * device.multiprocessors
+          : resident_clusters(kernel, shape.cluster, kSliceThreads, bytes);
   const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
   CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)),
-                     dim3(shape.threads), bytes, stream, a, shape);
+                     dim3(kSliceThreads), bytes, stream, a, shape);
+}
+
+template <typename scalar_t, bool kGradient>
+void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
+                         const DeviceLimits& device, cudaStream_t stream) {
+  const int64_t packs = ceil_div(shape.packs, kSliceThreads);  // of a thread
+  if (packs <= 8)
+    launch_cluster_kernel<scalar_t, 8, kGradient>(a, shape, device, stream);
+  else if (packs <= 16)
+    launch_cluster_kernel<scalar_t, 16, kGradient>(a, shape, device, stream);
+  else if (packs <= 24)
+    launch_cluster_kernel<scalar_t, 24, kGradient>(a, shape, device, stream);
+  else
+    launch_cluster_kernel<scalar_t, kMostPacks, kGradient>(a, shape, device, stream);
 }
 
 // Which kernel works on the rows.
@@ -176,13 +191,13 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
   if constexpr (sizeof(scalar_t) == 8) {
     launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);  // speed is no aim of float64
   } else {
-    const ClusterShape shape = cluster_shape(a.layout.rows, a.layout.vocab, sizeof(scalar_t), gradient, device);
+    const ClusterShape shape = cluster_shape(a, sizeof(scalar_t), device);
     if (o.label_smoothing > 0 || o.softcap > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
     else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned && gradient)
-      launch_cluster_rows<scalar_t, RowMode::kGradient>(a, shape, device, stream);
+      launch_cluster_rows<scalar_t, true>(a, shape, device, stream);
     else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned)
-      launch_cluster_rows<scalar_t, RowMode::kLoss>(a, shape, device, stream);
+      launch_cluster_rows<scalar_t, false>(a, shape, device, stream);
     else if (o.z_loss > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
     else if (gradient)
@@ -206,6 +221,7 @@ void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t
   }
   if (twice) {
     ChunkLossArgs again = a;
+    again.next_row = a.counters + kNextRowAgain;
     again.error_counts = nullptr;  // counted already
     launch_rows_of<scalar_t>(again, false, device, stream);
   }
@@ -244,6 +260,7 @@ size_t carve(ChunkLossArgs& a, void* workspace, size_t* zeroed = nullptr) {
   const size_t acc = a.type == LogitsType::kDouble ? 8 : 4;
   Carver carver(workspace);
   carver.take(a.counters, kNumCounters);
+  a.next_row = a.counters + kNextRow;
   carver.take(a.first_row, chunks);
   carver.take(a.end_row, chunks);
   carver.take(a.error_counts, kNumErrorCounts + chunks);

@@ -32,6 +32,8 @@ enum Counter {
   kFirstBadRow,  // N - t of the first bad row t; 0: none
   kWeighBlocks,  // blocks of chunk_loss_weigh_kernel that are done
   kSumBlocks,    // blocks of chunk_loss_sum_kernel that are done
+  kNextRow,      // rows of the work list taken by chunk_loss_cluster_kernel beyond one a cluster
+  kNextRowAgain,  // the same, where the kernel runs twice
   kNumCounters
 };
 
@@ -64,6 +66,7 @@ struct ChunkLossArgs {
   int64_t* error_counts;     // (2 + C) `errors`; null: they have been counted
   int64_t* chunk_parts;      // (C) parts of the chunk that are added up
   int64_t* tile_slabs;       // (C, tiles) slabs of the tile that are added up
+  int64_t* next_row;         // () kNextRow or kNextRowAgain of `counters`
   int64_t* rows;             // (N) work list, see Counter
   double* weight_parts;      // token_mean: (plan's blocks); chunk_mean: (C, parts, 2)
   double* chunk_factor;      // (C) see row_weight in contract.h; chunk_mean only

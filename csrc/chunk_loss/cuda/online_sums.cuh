@@ -48,6 +48,12 @@ struct OnlineSums {
       scale = to;
       limit = top + kSlack;
     }
+    add(x);
+  }
+
+  // The same of values that are no larger than `top`.
+  template <int kCount>
+  __device__ __forceinline__ void add(const acc_t (&x)[kCount]) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       const acc_t t = scale(x[k]), e = Exp::power(t);

@@ -67,22 +67,6 @@ __device__ __forceinline__ Bits128 narrow_pack(const acc_t (&x)[kSize]) {
   return bits;
 }
 
-template <typename scalar_t, int kCount, int kNumbers>
-__device__ __forceinline__ void widen_packs(const Bits128 (&bits)[kCount], float (&x)[kNumbers]) {
-  constexpr int kSize = kNumbers / kCount;
-#pragma unroll
-  for (int p = 0; p < kCount; ++p)
-    widen_pack<scalar_t>(bits[p], *reinterpret_cast<float(*)[kSize]>(x + p * kSize));
-}
-
-template <typename scalar_t, int kCount, int kNumbers>
-__device__ __forceinline__ void narrow_packs(const float (&x)[kNumbers], Bits128 (&bits)[kCount]) {
-  constexpr int kSize = kNumbers / kCount;
-#pragma unroll
-  for (int p = 0; p < kCount; ++p)
-    bits[p] = narrow_pack<scalar_t>(*reinterpret_cast<const float(*)[kSize]>(x + p * kSize));
-}
-
 // Replaces number k of a pack.
 template <typename scalar_t>
 __device__ __forceinline__ void replace(Bits128& bits, int k, scalar_t value) {
@@ -93,34 +77,41 @@ __device__ __forceinline__ void replace(Bits128& bits, int k, scalar_t value) {
   bits = bits_of(pack);
 }
 
-// The largest number of the packs, ignoring NaN; -inf where there is no other.
-template <typename scalar_t, int kCount>
-__device__ __forceinline__ typename AccOf<scalar_t>::type largest_of(const Bits128 (&bits)[kCount]) {
+// The largest number of some packs, ignoring NaN; -inf where there is no other.
+template <typename scalar_t>
+class LargestOf {
   using acc_t = typename AccOf<scalar_t>::type;
-  if constexpr (sizeof(scalar_t) == 2) {
-    uint32_t pair = bits[0].word[0];
+  static constexpr bool kPairs = sizeof(scalar_t) == 2;
+
+ public:
+  __device__ __forceinline__ void add(const Bits128& bits) {
+    if constexpr (kPairs) {
 #pragma unroll
-    for (int w = 1; w < 4 * kCount; ++w) pair = larger_pair<scalar_t>(pair, bits[w / 4].word[w % 4]);
-    if constexpr (std::is_same<scalar_t, __nv_bfloat16>::value) {
-      return larger(float_of(pair << 16), float_of(pair & 0xffff0000u));
+      for (int w = 0; w < 4; ++w) pair_ = larger_pair<scalar_t>(pair_, bits.word[w]);
     } else {
+      acc_t x[Pack<scalar_t>::kSize];
+      widen_pack<scalar_t>(bits, x);
+#pragma unroll
+      for (int k = 0; k < Pack<scalar_t>::kSize; ++k) top_ = larger(top_, x[k]);
+    }
+  }
+  __device__ __forceinline__ acc_t value() const {
+    if constexpr (std::is_same<scalar_t, __nv_bfloat16>::value) {
+      return larger(float_of(pair_ << 16), float_of(pair_ & 0xffff0000u));
+    } else if constexpr (kPairs) {
       struct {
         scalar_t half[2];
       } x;
-      memcpy(&x, &pair, 4);
+      memcpy(&x, &pair_, 4);
       return larger(widen(x.half[0]), widen(x.half[1]));
+    } else {
+      return top_;
     }
-  } else {
-    acc_t top = -INFINITY;
-#pragma unroll
-    for (int p = 0; p < kCount; ++p) {
-      acc_t x[Pack<scalar_t>::kSize];
-      widen_pack<scalar_t>(bits[p], x);
-#pragma unroll
-      for (int k = 0; k < Pack<scalar_t>::kSize; ++k) top = larger(top, x[k]);
-    }
-    return top;
   }
-}
+
+ private:
+  uint32_t pair_ = std::is_same<scalar_t, __nv_bfloat16>::value ? 0xff80ff80u : 0xfc00fc00u;  // -inf
+  acc_t top_ = -INFINITY;
+};
 
 }  // namespace cwt

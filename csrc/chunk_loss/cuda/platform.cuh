@@ -1,6 +1,6 @@
 // The few things that the kernels need and plain CUDA C++ does not name: shared memory, launches,
-// loads and stores that say how long a line should stay in the cache, copies that a thread need not
-// wait for, clusters of blocks, and powers of two. With
+// loads and stores that say how long a line should stay in the cache, clusters of blocks, and powers
+// of two. With
 // CWT_SIMT defined the same kernels are built by a C++ compiler and executed on a CPU
 // (tests/simt/simt.h).
 #pragma once
@@ -69,14 +69,6 @@ inline Bits128 load_keep(const Bits128* p) { return *p; }
 inline Bits128 load_stream(const Bits128* p) { return *p; }
 inline void store_stream(Bits128* p, const Bits128& v) { *p = v; }
 inline float power_of_two(float x) { return std::exp2(x); }
-using SharedAddress = char*;
-inline SharedAddress shared_address(Bits128* p) { return reinterpret_cast<char*>(p); }
-inline Bits128 load_shared(SharedAddress p) { return *reinterpret_cast<const Bits128*>(p); }
-inline void copy_async(SharedAddress to, const Bits128* from) {
-  simt::machine.copy_async(to, from, sizeof *from);
-}
-inline void close_copies() { simt::machine.close_copies(); }
-inline void wait_for_copies(int left) { simt::machine.wait_for_copies(left); }
 inline int cluster_rank() { return simt::machine.cluster_rank(); }
 inline int cluster_size() { return simt::machine.cluster_size(); }
 inline void cluster_sync(simt::Where w = simt::Where::current()) {
@@ -87,7 +79,16 @@ inline void store_to_rank(float4* at, int rank, const float4& v) {
 }
 inline void zero_memory(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 
+template <typename value_t>
+void keep_in_register(value_t*&) {}
+
 #else
+
+// Keeps the compiler from forming an address anew at each use.
+template <typename value_t>
+__device__ __forceinline__ void keep_in_register(value_t*& p) {
+  asm volatile("" : "+l"(p));
+}
 
 // For data read once more soon: asks the L2 cache to evict it last. The hint exists for global
 // addresses only, hence the cast.
@@ -117,58 +118,6 @@ __device__ __forceinline__ float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// An address in the block's shared memory that can be counted on in bytes: generic pointers cost two
-// more instructions an access.
-using SharedAddress = uint32_t;
-__device__ __forceinline__ SharedAddress shared_address(Bits128* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ Bits128 load_shared(SharedAddress p) {
-  Bits128 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "r"(p)
-               : "memory");
-  return v;
-}
-
-// Starts a copy from global to shared memory that passes by the registers and the L1 cache.
-__device__ __forceinline__ void copy_async(SharedAddress to, const Bits128* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
-               "l"(__cvta_generic_to_global(from))
-               : "memory");
-}
-
-// Closes the group of copies that this thread has started since the last call; it may be empty.
-__device__ __forceinline__ void close_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kLeft>
-__device__ __forceinline__ void wait_for_copies_but() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-// Waits until at most `left` of this thread's groups, the latest, are under way, or fewer: the
-// instruction knows constants only.
-__device__ __forceinline__ void wait_for_copies(int left) {
-  if (left >= 6) {
-    if (left >= 10)
-      wait_for_copies_but<10>();
-    else
-      wait_for_copies_but<6>();
-  } else if (left >= 2) {
-    if (left >= 4)
-      wait_for_copies_but<4>();
-    else
-      wait_for_copies_but<2>();
-  } else if (left == 1) {
-    wait_for_copies_but<1>();
-  } else {
-    wait_for_copies_but<0>();
-  }
 }
 
 // Clusters: blocks that run at the same time and reach each other's shared memory. Before sm_90

@@ -171,8 +171,9 @@ class RowTask {
           if (again && slot < cached_) mine[slot * blockDim.x] = bits;
           acc_t x[kSize];
           widen_pack<scalar_t>(bits, x);
-          const Bits128 one[1] = {bits};
-          acc_t largest = largest_of<scalar_t>(one);
+          LargestOf<scalar_t> top;
+          top.add(bits);
+          acc_t largest = top.value();
           if (kGeneral) {
 #pragma unroll
             for (int k = 0; k < kSize; ++k) x[k] = softcap_(x[k]);

@@ -1,21 +1,17 @@
-// chunk_loss, a row on its way through the shared memory of one block, or of a cluster of blocks:
-// loss, statistics and gradient, for rows of unit stride whose gradient is aligned as they are. The
-// formulas are those of rows.cuh; label smoothing, softcap and float64 are left to it.
+// chunk_loss, a row in the registers of one block, or of a cluster of blocks: loss, statistics and
+// gradient, for rows of unit stride whose gradient is aligned as they are. The formulas are those of
+// rows.cuh; label smoothing, softcap and float64 are left to it.
 //
-// Who: a cluster takes rows from the work list, one after another. Each of its blocks has a slice of
-// the row, in packs of 16 bytes, and each thread every blockDim-th pack of the slice. A thread has a
-// ring of packs in shared memory that nobody else touches: it starts copies into it (cp.async),
-// waits for its own, and reads them, so rings need no barrier. With a gradient the ring holds the
-// slice until the sums are known; as the second pass frees a place, the copy of the next row's
-// packs into it begins. So reading never pauses while a row is reduced or written, and no logit is
-// read twice from anywhere but the ring. Without a gradient the first pass frees the places.
+// Who: a cluster takes rows from the work list, each block a slice of the row, each thread every
+// blockDim-th pack of 16 bytes of the slice. All loads of a slice are started at once; the packs
+// stay where they arrive, and the gradient is made of them. So no logit is read twice, and three
+// blocks of 192 threads with up to 22 packs each keep 190 KiB of a multiprocessor's 256 KiB of
+// registers in flight. The blocks of a cluster exchange (max, s, q, h) once a row: each warp stores
+// its own into the shared memory of every block, and one barrier later all warps add up the same
+// numbers in the same order.
 //
-// The blocks of a cluster exchange (max, s, q, h) once a row: each warp stores its own into the
-// shared memory of every block, and one cluster barrier later all warps add up the same numbers in
-// the same order.
-//
-// What a row needs beside its logits (its number, label, weight, the label's logit, the up to 7
-// logits at either end that fill no pack) is loaded while the row before it is being worked on.
+// Which row is next comes from a counter, so that a slow multiprocessor takes fewer rows; its number
+// is exchanged with the sums, and its label and weight are loaded while the gradient is written.
 //
 // Bytes per row, b bytes a logit: b V read; b V written with the gradient.
 #pragma once
@@ -24,23 +20,50 @@
 
 namespace cwt {
 
-constexpr int kClusterThreads = 512;
-constexpr int kClusterBlocks = 2;     // a multiprocessor holds two: 64 registers a thread
-constexpr int kMaxCluster = 8;        // what every device with clusters can do
+constexpr int kMaxCluster = 8;  // what every device with clusters can do
 
-// How the kernel is launched, and how its blocks divide a row.
+// How a row is divided among the blocks of a cluster.
 struct ClusterShape {
-  int threads;       // a power of two
-  int log2_threads;  // of that
-  int cluster;       // blocks that share a row
-  int packs;         // most packs of a slice
-  int turns;         // most packs of a thread: packs / threads, rounded up
-  int places;        // packs of each thread's ring
+  int cluster;  // blocks
+  int packs;    // most packs of a slice
 
-  CWT_HOST_DEVICE int partials() const { return threads / kWarp * cluster; }
-  CWT_HOST_DEVICE int place_bytes() const { return threads * static_cast<int>(sizeof(Bits128)); }
-  size_t shared_bytes() const {
-    return sizeof(Bits128) * (2 * partials() + size_t(places) * threads);
+  // Two exchanges: the sums of each warp, the label's logit and the next row.
+  size_t shared_bytes(int threads) const {
+    return sizeof(float4) * 2 * (threads / kWarp * cluster + 2);
+  }
+};
+
+// The packs of a block's slice of a row.
+template <typename scalar_t, int kThreads>
+struct Slice {
+  static constexpr int kSize = Pack<scalar_t>::kSize;
+  int head;          // logits of the row before its first whole pack
+  int first, packs;  // of the slice
+
+  __device__ __forceinline__ Slice() : head(0), first(0), packs(0) {}
+  __device__ __forceinline__ Slice(const ClusterShape& shape, const scalar_t* row, int vocab) {
+    const int gap = static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
+    head = gap < vocab ? gap : vocab;
+    first = shape.cluster == 1 ? 0 : cluster_rank() * shape.packs;
+    const int left = (vocab - head) / kSize - first;
+    packs = left < 0 ? 0 : left < shape.packs ? left : shape.packs;
+  }
+
+  // The 14 logits at most that fill no pack belong to the first threads of the first block. Returns
+  // the position of this thread's, -1 for none.
+  __device__ __forceinline__ int single(int vocab) const {
+    const int i = threadIdx.x;
+    if (i >= 16 || first > 0) return -1;
+    if (i < 8) return i < head ? i : -1;
+    const int j = vocab - (vocab - head) % kSize + i - 8;
+    return j < vocab ? j : -1;
+  }
+  // Which of this thread's packs holds a logit; -1 where none does.
+  __device__ __forceinline__ int pack_of(int label) const {
+    const int i = (label - head) / kSize - first;
+    if (label < head || i < 0 || i >= packs || i % kThreads != static_cast<int>(threadIdx.x))
+      return -1;
+    return i / kThreads;
   }
 };
 
@@ -71,334 +94,277 @@ __device__ __forceinline__ float2 add_rest(const float4* partials, int count, fl
   return make_float2(warp_sum(q), warp_sum(h));
 }
 
-// The packs of a block's slice of a row.
-template <typename scalar_t>
-struct Slice {
-  static constexpr int kSize = Pack<scalar_t>::kSize;
-  int head;   // logits of the row before its first whole pack
-  int packs;  // of the slice, from pack `first` of the row on
-
-  // The slice of block `rank` begins with this pack of the row.
-  static __device__ __forceinline__ int first(const ClusterShape& shape) {
-    return cluster_rank() * shape.packs;
-  }
-  __device__ __forceinline__ Slice() : head(0), packs(0) {}
-  __device__ __forceinline__ Slice(const ClusterShape& shape, const scalar_t* row, int vocab) {
-    const int gap = static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
-    head = gap < vocab ? gap : vocab;
-    const int left = (vocab - head) / kSize - first(shape);
-    packs = left < 0 ? 0 : left < shape.packs ? left : shape.packs;
-  }
-};
-
-// The copies into a thread's ring, ahead of the passes that read it.
-template <typename scalar_t>
-class Feed {
+// What the blocks of a cluster tell each other once a row. The two halves of the memory are used in
+// turn: what a block stores for the next row but one, it stores after a barrier that all warps reach
+// only when they have read this row's.
+template <int kThreads>
+class Exchange {
  public:
-  // ring: this thread's first place
-  __device__ __forceinline__ Feed(const ChunkLossArgs& a, const ClusterShape& shape,
-                                  SharedAddress ring, int first, int end, int step)
-      : a_(a), shape_(shape), next_(first), end_(end), step_(step) {
-    if (next_ < end_) next_row_ = static_cast<int>(a_.rows[next_]);
-    begin_row();
-#pragma unroll 1
-    for (int k = 0; k < shape_.places; ++k) copy_to(ring + k * shape_.place_bytes());
+  // memory: shape.shared_bytes(kThreads)
+  __device__ __forceinline__ Exchange(const ClusterShape& shape, float4* memory)
+      : shape_(shape), memory_(memory) {}
+
+  // Stores a warp's sums where all will read them; every lane has them.
+  __device__ __forceinline__ void tell_sums(const float4& sums) {
+    const int place = shape_.cluster == 1 ? 0 : cluster_rank() * kThreads / kWarp;
+    if (lane_of_thread() < shape_.cluster) store(place + warp_of_thread(), lane_of_thread(), sums);
   }
-
-  // Starts the copy of this thread's next pack, of this row or a later one, to a place of the ring.
-  __device__ __forceinline__ void copy_to(SharedAddress place) {
-    if (left_ > 0) copy_async(place, from_);
-    close_copies();
-    left_ -= shape_.threads;
-    from_ += shape_.threads;
-    if (--turns_ == 0) begin_row();
+  // By all lanes of one warp of the cluster.
+  __device__ __forceinline__ void tell_next_row(int t) {
+    if (lane_of_thread() < shape_.cluster)
+      store(count() + 1, lane_of_thread(), make_float4(__int_as_float(t), 0, 0, 0));
   }
-
- private:
-  __device__ __forceinline__ void begin_row() {
-    turns_ = shape_.turns;
-    left_ = 0;
-    if (next_ >= end_) return;
-    const scalar_t* row = static_cast<const scalar_t*>(a_.logits) + a_.layout.row(next_row_);
-    next_ += step_;
-    if (next_ < end_) next_row_ = static_cast<int>(a_.rows[next_]);  // here already when this row's copies are started
-    const Slice<scalar_t> slice(shape_, row, static_cast<int>(a_.layout.vocab));
-    from_ = reinterpret_cast<const Bits128*>(row + slice.head) + slice.first(shape_) + threadIdx.x;
-    left_ = slice.packs - static_cast<int>(threadIdx.x);
+  // By the thread that has it.
+  __device__ __forceinline__ void tell_label(float z_y) {
+    for (int rank = 0; rank < shape_.cluster; ++rank)
+      store(count(), rank, make_float4(z_y, 0, 0, 0));
   }
-
-  const ChunkLossArgs& a_;
-  const ClusterShape& shape_;
-  int next_, end_, step_;  // in the work list
-  int next_row_ = 0;
-  const Bits128* from_ = nullptr;
-  int left_ = 0;   // packs of the slice from this thread's next one on; 0 or less: none for it
-  int turns_ = 0;  // of this thread in the row being copied
-};
-
-// The 14 logits at most that fill no pack belong to the first threads of the first block. Returns
-// the position of this thread's, -1 for none.
-template <typename scalar_t>
-__device__ __forceinline__ int single_at(const Slice<scalar_t>& slice, int vocab) {
-  const int i = threadIdx.x;
-  if (i >= 16 || cluster_rank() > 0) return -1;
-  if (i < 8) return i < slice.head ? i : -1;
-  const int j = vocab - (vocab - slice.head) % Slice<scalar_t>::kSize + i - 8;
-  return j < vocab ? j : -1;
-}
-
-// What a thread must know of a row, apart from its packs.
-template <typename scalar_t>
-struct RowAhead {
-  int t, label;
-  scalar_t z_y, single;  // single: this thread's logit outside the packs, if it has one
-  float weight;
-  Slice<scalar_t> slice;
-
-  __device__ __forceinline__ void load(const ChunkLossArgs& a, const ClusterShape& shape) {
-    const scalar_t* row = static_cast<const scalar_t*>(a.logits) + a.layout.row(t);
-    const int vocab = static_cast<int>(a.layout.vocab);
-    z_y = row[label];
-    weight = static_cast<const float*>(a.row_weight)[t];
-    slice = Slice<scalar_t>(shape, row, vocab);
-    const int j = single_at(slice, vocab);
-    if (j >= 0) single = row[j];
-  }
-};
-
-// A block's work on its slice of one row.
-template <typename scalar_t, RowMode kMode>
-class SliceTask {
-  static constexpr int kSize = Pack<scalar_t>::kSize;
-  static constexpr bool kGradient = kMode == RowMode::kGradient;
-  using Row = RowAhead<scalar_t>;
-
- public:
-  // partials: (2, shape.partials()); ring: this thread's first place
-  __device__ __forceinline__ SliceTask(const ChunkLossArgs& a, const ClusterShape& shape,
-                                       float4* partials, SharedAddress ring, Feed<scalar_t>& feed)
-      : a_(a), shape_(shape), partials_(partials), ring_(ring), place_(ring), feed_(feed) {}
-
-  // Calls loaded() between the first pass and the exchange.
-  template <typename loaded_t>
-  __device__ __forceinline__ void run(const Row& row, const loaded_t& loaded) {
-    const int label = label_turn(row);
-    const float4 partial = first_pass(row, label);
-    loaded();
-    const float4* partials = exchange(partial);
-    const float2 all = add_partials(partials, shape_.partials());
-    const float e_y = Exponent<float>::power(Exponent<float>::step(widen(row.z_y) - all.x));
-    const float sum = all.y + e_y, scale = 1 / sum;
-    float factor = 1, g_y = -all.y * scale;
-    if (a_.options.z_loss > 0) {
-      factor += 2 * static_cast<float>(a_.options.z_loss) * (all.x + logf(sum));
-      g_y += (factor - 1) * (1 + g_y);
-    }
-    if (warp_of_thread() == 0 && cluster_rank() == 0) finish(row, partials, all, g_y, factor * scale);
-    if (!kGradient) return;
-    const bool finite = sum > 0 && sum < INFINITY;
-    second_pass(row, label, all.x, finite ? row.weight * factor * scale : NAN,
-                finite ? row.weight * g_y : NAN);
-  }
-
- private:
-  // The turn at which this thread meets the label's pack; -1 where it does not.
-  __device__ __forceinline__ int label_turn(const Row& row) const {
-    const int i = (row.label - row.slice.head) / kSize - row.slice.first(shape_);
-    const bool here = row.label >= row.slice.head && i >= 0 && i < row.slice.packs &&
-                      (i & (shape_.threads - 1)) == static_cast<int>(threadIdx.x);
-    return here ? i >> shape_.log2_threads : -1;
-  }
-  // Replaces the label's logit in its pack, if that is among those of the turns `turn` and on.
-  template <int kCount>
-  __device__ __forceinline__ void replace_label(Bits128 (&bits)[kCount], const Row& row, int turn,
-                                                int label, float by) const {
-    if (static_cast<unsigned>(label ^ turn) >= 2u) return;  // turns are counted in twos
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (turn + k != label) continue;
-      scalar_t value;
-      narrow(by, value);
-      replace(bits[k], (row.label - row.slice.head) % kSize, value);
-    }
-  }
-
-  // Calls use(turn, i, packs) for the packs of this thread, two at a time where it has two more, pack
-  // i of the slice being the first of them. Frees their places if kFree, and waits for them if kWait.
-  template <bool kFree, bool kWait, typename use_t>
-  __device__ __forceinline__ void for_turns(const Row& row, const use_t& use) {
-    const int turns = shape_.turns, bytes = shape_.place_bytes();
-    const SharedAddress end = ring_ + shape_.places * bytes;
-    const auto after = [&](SharedAddress p) { return p + bytes == end ? ring_ : p + bytes; };
-    SharedAddress place = place_;
-    int i = threadIdx.x;
-#pragma unroll 1
-    for (int turn = 0; turn < turns; turn += 2) {
-      const int count = turn + 1 < turns ? 2 : 1;
-      // Copies under way may be those after this pair: of a whole ring, or, where the passes before
-      // have freed nothing since the row began, of what is left of it.
-      if (kWait) wait_for_copies(shape_.places - (kFree ? 0 : turn) - count);
-      const SharedAddress next = after(place);
-      if (i + shape_.threads < row.slice.packs) {
-        Bits128 pair[2] = {load_shared(place), load_shared(next)};
-        use(turn, i, pair);
-      } else if (i < row.slice.packs) {
-        Bits128 single[1] = {load_shared(place)};
-        use(turn, i, single);
-      }
-      if (kFree) {
-#pragma unroll 1
-        for (int k = 0; k < count; ++k) feed_.copy_to(k == 0 ? place : next);
-      }
-      place = count == 2 ? after(next) : next;
-      i += 2 * shape_.threads;
-    }
-    if (kFree) place_ = place;
-  }
-
-  __device__ __forceinline__ float4 first_pass(const Row& row, int label) {
-    OnlineSums<float> sums(widen(row.z_y));
-    const int single = single_at(row.slice, static_cast<int>(a_.layout.vocab));
-    if (single >= 0) {
-      const float z = widen(row.single), x[1] = {single == row.label ? -INFINITY : z};
-      sums.add(x, z);
-    }
-    for_turns<!kGradient, true>(row, [&](int turn, int, auto& bits) {
-      constexpr int kCount = sizeof(bits) / sizeof(Bits128);
-      replace_label(bits, row, turn, label, -INFINITY);
-      float x[kCount * kSize];
-      widen_packs<scalar_t>(bits, x);
-      sums.add(x, largest_of<scalar_t>(bits));
-    });
-    const float max = warp_max(sums.top);
-    sums.settle(max);
-    return make_float4(max, warp_sum(sums.s), warp_sum(sums.q), warp_sum(sums.h));
-  }
-
-  // Returns what every warp of the cluster has brought. The two halves of partials_ are used in
-  // turn: what a block writes for the next row but one, it writes after a barrier that all warps
-  // reach only when they have read this row's.
-  __device__ __forceinline__ const float4* exchange(const float4& mine) {
-    const int count = shape_.partials();
-    float4* half = partials_ + odd_ * count;
-    odd_ ^= 1;
-    if (shape_.cluster == 1) {
-      if (lane_of_thread() == 0) half[warp_of_thread()] = mine;
+  __device__ __forceinline__ void wait() {
+    if (shape_.cluster == 1)
       __syncthreads();
-    } else {
-      float4* place = half + cluster_rank() * (shape_.threads / kWarp) + warp_of_thread();
-      if (lane_of_thread() < shape_.cluster) store_to_rank(place, lane_of_thread(), mine);
+    else
       cluster_sync();
-    }
-    return half;
+    odd_ ^= 1;
   }
 
-  // The row's results, by one warp.
-  __device__ __forceinline__ void finish(const Row& row, const float4* partials, const float2& all,
-                                         float g_y, float p_factor) {
-    const float2 rest = add_rest(partials, shape_.partials(), all.x);
-    if (threadIdx.x != 0) return;
-    const RowSums<float> sums{all.x, all.y, rest.x, rest.y * Exponent<float>::kLog,
-                              0,     widen(row.z_y), all.x};
-    RowResult<float> r = finish_row(sums, a_.layout.vocab, 0., a_.options.z_loss);
-    // g_j = p_factor e_j for j != y: nothing cancels here.
-    if (a_.options.z_loss > 0) r.grad_norm_sq = g_y * g_y + rest.x * p_factor * p_factor;
-    const bool finite = spoil_unless_finite(r, sums.s + expf(sums.z_y - sums.shift));
-    write_row(a_, row.t, r, sums.shift, row.weight, finite);
+  // What has been told before the last wait.
+  __device__ __forceinline__ const float4* sums() const { return memory_ + (odd_ ^ 1) * size(); }
+  __device__ __forceinline__ int count() const { return kThreads / kWarp * shape_.cluster; }
+  __device__ __forceinline__ float z_y() const { return sums()[count()].x; }
+  __device__ __forceinline__ int next_row() const { return __float_as_int(sums()[count() + 1].x); }
+
+ private:
+  __device__ __forceinline__ int size() const { return count() + 2; }
+  __device__ __forceinline__ void store(int place, int rank, const float4& v) {
+    float4* to = memory_ + odd_ * size() + place;
+    if (shape_.cluster == 1)
+      *to = v;
+    else
+      store_to_rank(to, rank, v);
   }
 
-  __device__ __forceinline__ void second_pass(const Row& row, int label, float max, float factor,
-                                              float at_label) {
-    using Exp = Exponent<float>;
-    scalar_t* const out = a_.grad == nullptr ? nullptr
-                                             : static_cast<scalar_t*>(a_.grad) +
-                                                   a_.grad_layout.row(row.t);
-    const Scale<float> t(max);
-    factor *= Exp::power(-t(max));
-    const bool empty = row.weight == 0;
-    const int single = single_at(row.slice, static_cast<int>(a_.layout.vocab));
-    if (single >= 0 && out != nullptr) {
-      const float g = single == row.label ? at_label : factor * Exp::power(t(widen(row.single)));
-      narrow(empty ? 0.f : g, out[single]);
-    }
-    Bits128* const to = reinterpret_cast<Bits128*>(out + row.slice.head) + row.slice.first(shape_);
-    for_turns<true, false>(row, [&](int turn, int i, auto& bits) {
-      constexpr int kCount = sizeof(bits) / sizeof(Bits128);
-      if (out == nullptr) return;
-      float x[kCount * kSize];
-      widen_packs<scalar_t>(bits, x);
-#pragma unroll
-      for (int k = 0; k < kCount * kSize; ++k) x[k] = factor * Exp::power(t(x[k]));
-      narrow_packs<scalar_t>(x, bits);
-      replace_label(bits, row, turn, label, at_label);
-#pragma unroll
-      for (int k = 0; k < kCount; ++k)
-        store_stream(to + i + k * shape_.threads, empty ? Bits128{{0, 0, 0, 0}} : bits[k]);
-    });
-  }
-
-  const ChunkLossArgs& a_;
   const ClusterShape& shape_;
-  float4* partials_;
-  const SharedAddress ring_;
-  SharedAddress place_;  // of the next row's first pack
-  Feed<scalar_t>& feed_;
+  float4* const memory_;
   int odd_ = 0;
 };
 
-template <typename scalar_t>
+// What is known of a row before its logits are.
+struct RowAhead {
+  int t;  // -1: there is none
+  int label = 0;
+
+  __device__ __forceinline__ RowAhead(const ChunkLossArgs& a, int row) : t(row) {
+    if (t >= 0) label = static_cast<int>(a.labels[t]);
+  }
+};
+
+// The row of the work list that a cluster takes next, by one thread, in two steps with time between.
+class Queue {
+ public:
+  __device__ __forceinline__ Queue(const ChunkLossArgs& a, int work, int clusters)
+      : a_(a), work_(work), clusters_(clusters) {}
+  __device__ __forceinline__ void take() {
+    next_ = clusters_ + static_cast<int>(count(a_.next_row, 1));
+  }
+  __device__ __forceinline__ int row() const {
+    return next_ < work_ ? static_cast<int>(a_.rows[next_]) : -1;
+  }
+
+ private:
+  const ChunkLossArgs& a_;
+  int work_, clusters_, next_ = 0;
+};
+
+// A block's work on its slice of one row: kPacks packs of each thread.
+template <typename scalar_t, int kThreads, int kPacks, bool kGradient>
+class SliceTask {
+  static constexpr int kSize = Pack<scalar_t>::kSize;
+
+ public:
+  // Starts the loads of the slice. Those of the logits that fill no pack, and of the label's, are
+  // waited for: they take no longer. singles: 16 places in the block's shared memory
+  __device__ __forceinline__ SliceTask(const ChunkLossArgs& a, const ClusterShape& shape,
+                                       Exchange<kThreads>& exchange, float* singles,
+                                       const RowAhead& row)
+      : a_(a), exchange_(exchange), singles_(singles), row_(row) {
+    const scalar_t* logits = static_cast<const scalar_t*>(a.logits) + a.layout.row(row.t);
+    slice_ = Slice<scalar_t, kThreads>(shape, logits, vocab());
+    const Bits128* from =
+        reinterpret_cast<const Bits128*>(logits + slice_.head) + slice_.first + threadIdx.x;
+    for_packs([&](int k) { bits_[k] = load_stream(from + k * kThreads); });
+    const int single = slice_.single(vocab());
+    if (single >= 0) singles_[threadIdx.x] = widen(logits[single]);
+    if (threadIdx.x == kThreads - 1 && slice_.first == 0)
+      exchange_.tell_label(widen(logits[row_.label]));
+  }
+
+  // Tells the others this warp's sums.
+  __device__ __forceinline__ void tell_sums() {
+    LargestOf<scalar_t> largest;
+    for_packs([&](int k) { largest.add(bits_[k]); });
+    float top = larger(largest.value(), Exponent<float>::kLowest);
+    const int single = slice_.single(vocab());
+    if (single >= 0) top = larger(top, singles_[threadIdx.x]);
+    top = warp_max(top);
+    OnlineSums<float> sums(top);
+    if (single >= 0) {
+      const float x[1] = {single == row_.label ? -INFINITY : singles_[threadIdx.x]};
+      sums.add(x);
+    }
+    set_label_aside();
+    for_packs([&](int k) {
+      float x[kSize];
+      widen_pack<scalar_t>(bits_[k], x);
+      sums.add(x);
+    });
+    sums.s = warp_sum(sums.s);
+    sums.q = warp_sum(sums.q);
+    sums.h = warp_sum(sums.h);
+    sums.settle(top);
+    exchange_.tell_sums(make_float4(top, sums.s, sums.q, sums.h));
+  }
+
+  // After the exchange: the gradient of the slice, and the row's results.
+  __device__ __forceinline__ void finish(float weight) {
+    const Whole row = whole_row();
+    if (kGradient && a_.grad != nullptr)
+      write_gradient(row.max, weight == 0, weight * row.p_factor, weight * row.g_y);
+    // The last warp has the fewest packs. The packs are done with: here are registers to spare.
+    if (warp_of_thread() == kThreads / kWarp - 1 && slice_.first == 0) write_results(weight);
+  }
+
+ private:
+  __device__ __forceinline__ int vocab() const { return static_cast<int>(a_.layout.vocab); }
+
+  // Calls use(k) for each of this thread's packs.
+  template <typename use_t>
+  __device__ __forceinline__ void for_packs(const use_t& use) const {
+    const int left = slice_.packs - static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+      if (left > k * kThreads) use(k);
+  }
+
+  // Puts -inf, which adds nothing, in the place of the label's logit.
+  __device__ __forceinline__ void set_label_aside() {
+    const int mine = slice_.pack_of(row_.label), place = (row_.label - slice_.head) % kSize;
+    if (mine < 0) return;
+    scalar_t none;
+    narrow(-INFINITY, none);
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+      if (k == mine) replace(bits_[k], place, none);
+  }
+
+  // The largest logit, S', and g_j = p_factor e_j for j != y; NaN where they are no numbers.
+  struct Whole {
+    float max, s, p_factor, g_y;
+  };
+  __device__ __forceinline__ Whole whole_row() const {
+    const float2 all = add_partials(exchange_.sums(), exchange_.count());
+    const float e_y = Exponent<float>::power(Exponent<float>::step(exchange_.z_y() - all.x));
+    const float sum = all.y + e_y, scale = sum > 0 && sum < INFINITY ? 1 / sum : NAN;
+    Whole row{all.x, all.y, scale, -all.y * scale};
+    if (a_.options.z_loss > 0) {
+      const float more = 2 * static_cast<float>(a_.options.z_loss) * (all.x + logf(sum));
+      row.p_factor += more * scale;
+      row.g_y += more * (1 + row.g_y);
+    }
+    return row;
+  }
+
+  // By one warp of the cluster.
+  __device__ __forceinline__ void write_results(float weight) const {
+    const Whole row = whole_row();
+    const float2 rest = add_rest(exchange_.sums(), exchange_.count(), row.max);
+    if (lane_of_thread() != 0) return;
+    const float z_y = exchange_.z_y();
+    const RowSums<float> sums{row.max, row.s, rest.x,  rest.y * Exponent<float>::kLog,
+                              0,       z_y,   row.max};
+    RowResult<float> r = finish_row(sums, a_.layout.vocab, 0., a_.options.z_loss);
+    if (a_.options.z_loss > 0)  // nothing cancels here: the label is no part of Q'
+      r.grad_norm_sq = row.g_y * row.g_y + rest.x * row.p_factor * row.p_factor;
+    const bool finite = spoil_unless_finite(r, sums.s + expf(sums.z_y - sums.shift));
+    write_row(a_, row_.t, r, sums.shift, weight, finite);
+  }
+
+  __device__ __forceinline__ void write_gradient(float max, bool empty, float factor,
+                                                 float at_label) {
+    using Exp = Exponent<float>;
+    scalar_t* const out = static_cast<scalar_t*>(a_.grad) + a_.grad_layout.row(row_.t);
+    Bits128* to = reinterpret_cast<Bits128*>(out + slice_.head) + slice_.first + threadIdx.x;
+    keep_in_register(to);
+    const int single = slice_.single(vocab());
+    if (empty) {
+      for_packs([&](int k) { store_stream(to + k * kThreads, Bits128{{0, 0, 0, 0}}); });
+      if (single >= 0) narrow(0.f, out[single]);
+      return;
+    }
+    const Scale<float> t(max);
+    factor *= Exp::power(-t(max));
+    for_packs([&](int k) {
+      float x[kSize];
+      widen_pack<scalar_t>(bits_[k], x);
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) x[j] = factor * Exp::power(t(x[j]));
+      store_stream(to + k * kThreads, narrow_pack<scalar_t>(x));
+    });
+    if (single >= 0) narrow(factor * Exp::power(t(singles_[threadIdx.x])), out[single]);
+    if (single == row_.label || slice_.pack_of(row_.label) >= 0)
+      narrow(at_label, out[row_.label]);  // over what this thread has just stored
+  }
+
+  const ChunkLossArgs& a_;
+  Exchange<kThreads>& exchange_;
+  float* const singles_;
+  const RowAhead& row_;
+  Slice<scalar_t, kThreads> slice_;
+  Bits128 bits_[kPacks];
+};
+
+template <typename scalar_t, int kThreads>
 __device__ __forceinline__ void zero_slice(const ChunkLossArgs& a, const ClusterShape& shape,
                                            int64_t t) {
   scalar_t* row = static_cast<scalar_t*>(a.grad) + a.grad_layout.row(t);
   const int vocab = static_cast<int>(a.layout.vocab);
-  const Slice<scalar_t> slice(shape, row, vocab);
-  const int single = single_at(slice, vocab);
+  const Slice<scalar_t, kThreads> slice(shape, row, vocab);
+  const int single = slice.single(vocab);
   if (single >= 0) narrow(0.f, row[single]);
-  Bits128* const to = reinterpret_cast<Bits128*>(row + slice.head) + slice.first(shape);
-  for (int i = threadIdx.x; i < slice.packs; i += shape.threads)
+  Bits128* const to = reinterpret_cast<Bits128*>(row + slice.head) + slice.first;
+  for (int i = threadIdx.x; i < slice.packs; i += kThreads)
     store_stream(to + i, Bits128{{0, 0, 0, 0}});
 }
 
-// A cluster's work on all its rows.
-template <typename scalar_t, RowMode kMode>
-__device__ __forceinline__ void cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape) {
-  CWT_SHARED_DYNAMIC(Bits128, memory);
-  float4* const partials = reinterpret_cast<float4*>(memory);
-  const SharedAddress ring = shared_address(memory + 2 * shape.partials() + threadIdx.x);
-  const int work = static_cast<int>(a.counters[kWorkRows]), step = gridDim.x / shape.cluster;
-  int i = blockIdx.x / shape.cluster;
-  // Before a block writes to another's shared memory, that one must be there.
-  if (shape.cluster > 1) cluster_sync();
-  Feed<scalar_t> feed(a, shape, ring, i, work, step);
-  SliceTask<scalar_t, kMode> task(a, shape, partials, ring, feed);
-  RowAhead<scalar_t> row{}, next{}, after{};
-  if (i < work) {
-    row.t = static_cast<int>(a.rows[i]);
-    row.label = static_cast<int>(a.labels[row.t]);
-    row.load(a, shape);
-  }
-  if (i + step < work) {
-    next.t = static_cast<int>(a.rows[i + step]);
-    next.label = static_cast<int>(a.labels[next.t]);
-  }
-  for (; i < work; i += step) {
-    if (i + step < work) next.load(a, shape);
-    if (i + 2 * step < work) after.t = static_cast<int>(a.rows[i + 2 * step]);
-    task.run(row, [&] {
-      if (i + 2 * step < work) after.label = static_cast<int>(a.labels[after.t]);
-    });
-    row = next;
-    next.t = after.t;
-    next.label = after.label;
-  }
-  if (kMode == RowMode::kGradient && a.grad != nullptr)
-    for (; i < a.layout.rows; i += step) zero_slice<scalar_t>(a, shape, a.rows[i]);
-}
-
-template <typename scalar_t, RowMode kMode>
-__global__ void __launch_bounds__(kClusterThreads, kClusterBlocks)
+// kBlocks: what a multiprocessor is to hold
+template <typename scalar_t, int kThreads, int kBlocks, int kPacks, bool kGradient>
+__global__ void __launch_bounds__(kThreads, kBlocks)
     chunk_loss_cluster_kernel(const ChunkLossArgs a, const ClusterShape shape) {
-  cluster_rows<scalar_t, kMode>(a, shape);
+  CWT_SHARED_DYNAMIC(Bits128, memory);
+  Exchange<kThreads> exchange(shape, reinterpret_cast<float4*>(memory));
+  CWT_SHARED(float, singles, 16);
+  const int work = static_cast<int>(a.counters[kWorkRows]), clusters = gridDim.x / shape.cluster;
+  const int first = blockIdx.x / shape.cluster;
+  // Before a block stores to another's shared memory, that one must be there.
+  if (shape.cluster > 1) cluster_sync();
+  Queue queue(a, work, clusters);
+  const bool leads = first * shape.cluster == static_cast<int>(blockIdx.x) && warp_of_thread() == 0;
+  RowAhead row(a, first < work ? static_cast<int>(a.rows[first]) : -1);
+  while (row.t >= 0) {
+    SliceTask<scalar_t, kThreads, kPacks, kGradient> task(a, shape, exchange, singles, row);
+    if (leads && lane_of_thread() == 0) queue.take();
+    task.tell_sums();
+    if (leads)
+      exchange.tell_next_row(
+          __shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0));
+    const float weight = static_cast<const float*>(a.row_weight)[row.t];
+    exchange.wait();
+    const RowAhead next(a, exchange.next_row());
+    task.finish(weight);
+    row = next;
+  }
+  if (kGradient && a.grad != nullptr)
+    for (int64_t i = work + first; i < a.layout.rows; i += clusters)
+      zero_slice<scalar_t, kThreads>(a, shape, a.rows[i]);
 }
 
 }  // namespace cwt
