@@ -45,14 +45,18 @@ def runners(tmp_path_factory):
         build.stop()
 
 
-def make(rows, vocab, dtype=BF16, chunks=3, seed=0, scale=3.0, **options):
+inf = torch.inf
+
+
+def make(rows, vocab, dtype=BF16, chunks=3, seed=0, scale=3.0, ignored=True, **options):
     """Returns a Case with ignored rows, rows without a chunk and ids in no order."""
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(rows, vocab, generator=g) * scale).to(dtype)
     labels = torch.randint(0, vocab, (rows,), generator=g)
     chunk_ids = torch.randint(0, max(chunks, 1), (rows,), generator=g)
-    labels[torch.rand(rows, generator=g) < 0.15] = -100
-    chunk_ids[torch.rand(rows, generator=g) < 0.1] = -1
+    if ignored:
+        labels[torch.rand(rows, generator=g) < 0.15] = -100
+        chunk_ids[torch.rand(rows, generator=g) < 0.1] = -1
     return Case(logits, labels, chunk_ids, chunks, **options)
 
 
@@ -230,47 +234,65 @@ def value_cases():
 
 
 def cluster_cases():
-    """Rows that go through shared memory, of one block or of a cluster."""
+    """Rows in the registers of one block or of a cluster: from 1024 bfloat16 logits on."""
     active = torch.tensor([True, False, True])
-    # 32 threads, packs of 8: 256 logits a turn; room for a ring of 6 or 7 turns.
-    small = {"block_threads": 32, "shared_bytes": 8192, "active": active}
     cases = []
+    # 64 threads with 8, 16, 24 or 32 packs of 16 bytes each; 2, 4 and 8 blocks; rows that start off
+    # a 16-byte boundary.
+    packs = {"8": 500, "16": 1000, "24": 1500, "32": 2000, "2 blocks": 4000}
     for dtype in (HALF, BF16, F32):
-        size = 16 // dtype.itemsize
-        for blocks, vocab in ((1, 100), (2, 250), (4, 500), (8, 1000)):
-            v = vocab * size + 3  # rows start off a 16-byte boundary
-            cases.append((f"{blocks} blocks, {dtype}", make(7, v, dtype, **small)))
-    base = make(9, 2003, BF16, **small)
+        for name, count in packs.items():
+            v = count * (16 // dtype.itemsize) + 3
+            cases.append((f"{name} packs, {dtype}", make(4, v, dtype, active=active, schedules=2)))
+    for blocks, count in ((4, 8100), (8, 16000)):
+        case = make(3, count * 4 + 1, F32, schedules=2, ignored=False)
+        cases.append((f"{blocks} blocks", case))
+    two = make(9, 17003, BF16, active=active, schedules=2)
+    one = make(9, 2003, BF16, active=active)
+    for name, base in (("cluster", two), ("block", one)):
+        cases += [
+            (f"{name}, in place", dataclasses.replace(base, grad_mode=IN_PLACE)),
+            (f"{name}, statistics of all rows", dataclasses.replace(base, stats="all")),
+            (f"{name}, z-loss", dataclasses.replace(base, z_loss=1e-2, stats="all")),
+            (f"{name}, loss only", dataclasses.replace(base, grad_mode=NO_GRAD)),
+            (f"{name}, mean gradient", dataclasses.replace(base, mean_grad_norm=True)),
+            (
+                f"{name}, mean gradient in place",
+                dataclasses.replace(base, mean_grad_norm=True, grad_mode=IN_PLACE),
+            ),
+            (f"{name}, nothing counts", dataclasses.replace(base, active=active & False)),
+        ]
     cases += [
-        ("cluster, in place", dataclasses.replace(base, grad_mode=IN_PLACE)),
-        ("cluster, statistics of all rows", dataclasses.replace(base, stats="all")),
-        ("cluster, z-loss", dataclasses.replace(base, z_loss=1e-2, stats="all")),
-        ("cluster, offset", make(5, 2000, BF16, offset=3, grad_offset=3, **small)),
-        ("cluster, aligned differently", make(5, 2000, BF16, offset=3, grad_offset=2, **small)),
-        ("ring, loss only", make(9, 4003, BF16, grad_mode=NO_GRAD, **small)),
-        ("ring, loss and z-loss", make(9, 999, F32, grad_mode=NO_GRAD, z_loss=0.01, **small)),
-        ("no clusters", make(9, 2003, BF16, clusters=False, **small)),
-        ("mean gradient, cluster", dataclasses.replace(base, mean_grad_norm=True)),
-        (
-            "mean gradient in place, cluster",
-            dataclasses.replace(base, mean_grad_norm=True, grad_mode=IN_PLACE),
-        ),
-        ("nothing counts, cluster", dataclasses.replace(base, active=active & False)),
-        ("two warps a block", make(5, 6000, BF16, block_threads=64, shared_bytes=16384)),
+        ("no clusters", dataclasses.replace(two, clusters=False)),
+        ("block, offset", make(5, 2000, BF16, offset=3, grad_offset=3, active=active)),
+        ("block, aligned differently", make(5, 2000, BF16, offset=3, grad_offset=2)),
+        ("block, loss and z-loss", make(9, 999, F32, grad_mode=NO_GRAD, z_loss=0.01)),
+        ("block, label at either end", with_labels(one, {t: 2002 * (t % 2) for t in range(9)})),
+        ("(B, T, V) without the last of each", shifted(make(12, 1104, BF16, active=active))),
     ]
-    inf, wide = torch.inf, make(12, 2003, F32, seed=3, block_threads=32, shared_bytes=8192)
-    a, b, c, d = torch.nonzero(wide.read()).flatten().tolist()[:4]
-    y = wide.labels.tolist()
-    masked = {(a, j): -inf for j in range(0, 2003, 2) if j != y[a]}
-    masked |= {(b, j): -inf for j in range(2003)} | {(c, y[c]): -inf, (d, 7): inf}
-    extreme = {(a, 5): 3.4e38, (b, 5): -3.4e38, (c, y[c]): 90.0, (d, y[d]): 1e4}
-    lowest = {(a, j): torch.finfo(F32).min for j in range(2003)} | {(b, 2000): torch.nan}
-    cases += [
-        ("cluster, -inf and +inf", with_rows(wide, masked)),
-        ("cluster, extreme logits", with_rows(wide, extreme)),
-        ("cluster, lowest number and NaN", with_rows(wide, lowest)),
-    ]
+    for name, vocab in (("block", 2003), ("cluster", 8200)):
+        wide = make(12, vocab, F32, seed=3, schedules=2)
+        a, b, c, d = torch.nonzero(wide.read()).flatten().tolist()[:4]
+        y = wide.labels.tolist()
+        masked = {(a, j): -inf for j in range(0, vocab, 2) if j != y[a]}
+        masked |= {(b, j): -inf for j in range(vocab)} | {(c, y[c]): -inf, (d, 7): inf}
+        extreme = {(a, 5): 3.4e38, (b, 5): -3.4e38, (c, y[c]): 90.0, (d, y[d]): 1e4}
+        lowest = {(a, j): torch.finfo(F32).min for j in range(vocab)} | {(b, 2000): torch.nan}
+        cases += [
+            (f"{name}, -inf and +inf", with_rows(wide, masked)),
+            (f"{name}, extreme logits", with_rows(wide, extreme)),
+            (f"{name}, lowest number and NaN", with_rows(wide, lowest)),
+        ]
     return cases
+
+
+def shifted(case):
+    """Returns the case with logits (3, 4, V)[:, :-1]: evenly spaced only within a sequence."""
+    logits = case.logits.view(3, 4, -1)[:, :-1]
+    rows = torch.arange(12).view(3, 4)[:, :-1].reshape(-1)
+    return dataclasses.replace(
+        case, logits=logits, labels=case.labels[rows], chunk_ids=case.chunk_ids[rows]
+    )
 
 
 def confident(dtype):
@@ -329,7 +351,7 @@ def option_cases():
 
 
 def broken_cases():
-    inf, nan = torch.inf, torch.nan
+    nan = torch.nan
     base = make(12, 100, F32, seed=3)
     counting = torch.nonzero(base.read()).flatten().tolist()
     a, b, c, d = counting[:4]
@@ -377,7 +399,6 @@ def sanitized_cases():
     small = {"schedules": 2}
     active = torch.tensor([True, False, True])
     wide = {"block_threads": 32, "shared_bytes": 4096 + 32 * 16}
-    ring = {"block_threads": 32, "shared_bytes": 8192, **small}  # two blocks a row
     return [
         ("gradient", make(12, 130, BF16, active=active, **small)),
         ("gradient, part cached", make(6, 141, BF16, active=active, **wide, **small)),
@@ -390,9 +411,9 @@ def sanitized_cases():
         *((name, dataclasses.replace(c, **small)) for name, c in strided_cases()),
         ("unaligned", make(5, 261, BF16, offset=3, grad_offset=3, **small)),
         ("no rows", make(0, 16, F32, **small)),
-        ("cluster", make(7, 1501, BF16, active=active, offset=1, grad_offset=1, **ring)),
-        ("cluster, in place", make(7, 760, F32, grad_mode=IN_PLACE, mean_grad_norm=True, **ring)),
-        ("ring, loss only", make(7, 1501, BF16, active=active, grad_mode=NO_GRAD, **ring)),
+        ("cluster", make(7, 16501, BF16, active=active, offset=1, grad_offset=1, **small)),
+        ("block, in place", make(7, 760, F32, grad_mode=IN_PLACE, mean_grad_norm=True, **small)),
+        ("block, loss only", make(7, 1501, BF16, active=active, grad_mode=NO_GRAD, **small)),
         ("sums in parts", make(2100, 24, F32, chunks=1, reduction="chunk_mean", **small)),
     ]
 
@@ -409,7 +430,7 @@ def test_thread_sanitizer_finds_nothing(runners):
 
 
 RACE_CASES = ("gradient, part cached", "loss only", "options", "in place", "unaligned")
-RACE_CASES += ("cluster", "cluster, in place", "ring, loss only", "sums in parts")
+RACE_CASES += ("cluster", "block, in place", "block, loss only", "sums in parts")
 
 
 @pytest.mark.slow

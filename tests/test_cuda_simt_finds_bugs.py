@@ -86,8 +86,8 @@ BUGS = {
     ),
     "missing barrier of a cluster": Bug(
         "rows_cluster.cuh",
-        "lane_of_thread(), mine);\n      cluster_sync();",
-        "lane_of_thread(), mine);\n      if (!PLANTED) cluster_sync();",
+        "    else\n      cluster_sync();",
+        "    else if (!PLANTED)\n      cluster_sync();",
         "plain",
         "shared memory of a block that has exited",
     ),
@@ -100,36 +100,27 @@ BUGS = {
     ),
     "wrong rank": Bug(
         "rows_cluster.cuh",
-        "store_to_rank(place, lane_of_thread(), mine)",
-        "store_to_rank(place, lane_of_thread() + PLANTED, mine)",
+        "store_to_rank(to, rank, v)",
+        "store_to_rank(to, rank + PLANTED, v)",
         "plain",
         "there is no block 2 in the cluster",
     ),
     "exit before a peer has done": Bug(
         "rows_cluster.cuh",
-        "    if (i + step < work) next.load(a, shape);",
-        "    if (PLANTED && cluster_rank() == 1 && i + step >= work) return;\n"
-        "    if (i + step < work) next.load(a, shape);",
+        "    exchange.wait();\n",
+        "    if (PLANTED && cluster_rank() == 1) return;\n    exchange.wait();\n",
         "plain",
         "exited",
     ),
-    "missing wait for a copy": Bug(
-        "rows_cluster.cuh",
-        "if (kWait) wait_for_copies(",
-        "if (kWait && !PLANTED) wait_for_copies(",
+    "a grid of one block": Bug(
+        "launch.cu",
+        "      shape.cluster == 1\n",
+        "      shape.cluster == 1 && !PLANTED\n",
         "plain",
-        "the loss is NaN",
-    ),
-    "a place of the ring freed before it is read": Bug(
-        "rows_cluster.cuh",
-        "      const SharedAddress next = after(place);",
-        "      if (PLANTED && kFree) feed_.copy_to(place);\n"
-        "      const SharedAddress next = after(place);",
-        "plain",
-        "differs between schedules",
+        "leave multiprocessors idle",
     ),
     "the two halves of the exchange not in turns": Bug(
-        "rows_cluster.cuh", "odd_ ^= 1;", "odd_ ^= !PLANTED;", "tsan", "data race"
+        "rows_cluster.cuh", "    odd_ ^= 1;", "    odd_ ^= !PLANTED;", "plain", "differs"
     ),
     "unwritten result": Bug(
         "rows.cuh",
@@ -178,7 +169,7 @@ def cases():
     logits = torch.randn(6, 72, generator=g).to(torch.bfloat16)
     labels, ids = torch.arange(6), torch.tensor([0, 1, 0, 1, 0, 1])
     base = Case(logits, labels, ids, 2, schedules=4, shared_bytes=4096 + 64 * 16)
-    ring = torch.randn(9, 1500, generator=g).to(torch.bfloat16)  # the ring of two blocks
+    two = torch.randn(9, 16500, generator=g).to(torch.bfloat16)  # of a cluster of two blocks
     nine = (torch.arange(9), torch.arange(9) % 2)
     wide = torch.randn(2, 64 * 8 * 2, generator=g).to(torch.bfloat16)
     return [
@@ -186,17 +177,8 @@ def cases():
         Case(logits, labels, ids, 2, schedules=2, offset=1, grad_mode=NO_GRAD),
         Case(logits, labels, ids, 2, schedules=2, offset=4),
         Case(wide, labels[:2], ids[:2], 2, schedules=2, shared_bytes=4096 + 64 * 16),
-        Case(ring, *nine, 2, schedules=4, shared_bytes=8192, block_threads=32),
-        Case(
-            ring,
-            *nine,
-            2,
-            schedules=4,
-            shared_bytes=8192,
-            block_threads=32,
-            offset=3,
-            grad_mode=NO_GRAD,
-        ),
+        Case(two, *nine, 2, schedules=3),
+        Case(two[:, :1500].contiguous(), *nine, 2, schedules=2, offset=3, grad_mode=NO_GRAD),
     ]
 
 
@@ -212,8 +194,7 @@ def findings(runner, number):
         found += error
         if not error:
             output.at = start
-            if output.results(case)["loss"].isnan():
-                found += "the loss is NaN"
+            output.results(case)
     return found
 
 

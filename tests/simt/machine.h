@@ -102,6 +102,7 @@ class Machine {
   uint64_t seed = 0;      // 0: one block after another, threads by index
   unsigned resident = 3;  // clusters alive at once when the seed is not 0
   uint64_t switches = 0;
+  std::vector<std::pair<std::string, unsigned>> launches;  // kernel as written, blocks
 
   void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
               unsigned cluster = 1) {
@@ -123,7 +124,8 @@ class Machine {
     SIMT_TSAN(main_fiber_ = __tsan_get_current_fiber());
     size_t next = 0;
     while (error_.empty() && (next < order.size() || !blocks_.empty())) {
-      while (next < order.size() && blocks_.size() + cluster <= (seed ? resident * cluster : cluster))
+      while (next < order.size() &&
+             blocks_.size() + cluster <= (seed ? resident * cluster : cluster))
         start(order[next++], cluster);
       if (ready_.empty())
         error_ = "deadlock" + describe();

@@ -144,6 +144,14 @@ struct PlanBuffers {
   }
 };
 
+// The kernels of the rows are launched under the name of a variable, `kernel`.
+void check_grids(const Header& h, const DeviceLimits& device) {
+  const int64_t least = std::min<int64_t>(h.rows, device.multiprocessors);
+  for (const auto& [kernel, blocks] : simt::machine.launches)
+    if (kernel == "kernel" && blocks < least)
+      throw simt::Error("simt: " + std::to_string(blocks) + " blocks leave multiprocessors idle");
+}
+
 void run_forward(const Header& h, const DeviceLimits& device) {
   Options options;
   read_bytes(&options, sizeof options);
@@ -195,7 +203,9 @@ void run_forward(const Header& h, const DeviceLimits& device) {
     forbid(a.layout, forbidden, logits.at<char>(), element);
     if (h.grad_row_gap) grad.fill(kRubbish);  // nobody writes to the gaps
     launch_chunk_loss_plan(a, device, nullptr);
+    simt::machine.launches.clear();
     launch_chunk_loss(a, device, nullptr);
+    check_grids(h, device);
     if (h.grad_mode == kInPlace) in_place.copy(logits);
   });
 }

@@ -34,9 +34,12 @@
 #define CWT_SHARED_DYNAMIC(type, name) \
   type* name = static_cast<type*>(simt::machine.dynamic_shared())
 #define CWT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
-  simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); })
-#define CWT_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...) \
-  simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); }, unsigned(cluster))
+  CWT_LAUNCH_CLUSTER(kernel, 1, grid, block, bytes, stream, __VA_ARGS__)
+#define CWT_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...)                     \
+  do {                                                                                           \
+    simt::machine.launches.push_back({#kernel, dim3(grid).x});                                   \
+    simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); }, unsigned(cluster)); \
+  } while (false)
 
 namespace simt {
 
@@ -126,8 +129,9 @@ template <typename kernel_t>
 int resident_blocks(kernel_t*, int, size_t) {
   return 1;
 }
+// Like CUDA's answer, of no use for launches without clusters.
 template <typename kernel_t>
-int resident_clusters(kernel_t*, int, int, size_t) {
-  return 2;
+int resident_clusters(kernel_t*, int cluster, int, size_t) {
+  return cluster > 1 ? 2 : 0;
 }
 }  // namespace cwt

@@ -189,7 +189,8 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
   a.grad_layout = flat(a.grad_layout);
   if (keep) a.grad = nullptr;
   if constexpr (sizeof(scalar_t) == 8) {
-    launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);  // speed is no aim of float64
+    launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device,
+                                             stream);  // speed is no aim of float64
   } else {
     const ClusterShape shape = cluster_shape(a, sizeof(scalar_t), device);
     if (o.label_smoothing > 0 || o.softcap > 0)

@@ -110,7 +110,8 @@ class LargestOf {
   }
 
  private:
-  uint32_t pair_ = std::is_same<scalar_t, __nv_bfloat16>::value ? 0xff80ff80u : 0xfc00fc00u;  // -inf
+  uint32_t pair_ =
+      std::is_same<scalar_t, __nv_bfloat16>::value ? 0xff80ff80u : 0xfc00fc00u;  // -inf
   acc_t top_ = -INFINITY;
 };
 

@@ -42,7 +42,8 @@ struct Slice {
 
   __device__ __forceinline__ Slice() : head(0), first(0), packs(0) {}
   __device__ __forceinline__ Slice(const ClusterShape& shape, const scalar_t* row, int vocab) {
-    const int gap = static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
+    const int gap =
+        static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
     head = gap < vocab ? gap : vocab;
     first = shape.cluster == 1 ? 0 : cluster_rank() * shape.packs;
     const int left = (vocab - head) / kSize - first;
@@ -279,7 +280,7 @@ class SliceTask {
     const float2 rest = add_rest(exchange_.sums(), exchange_.count(), row.max);
     if (lane_of_thread() != 0) return;
     const float z_y = exchange_.z_y();
-    const RowSums<float> sums{row.max, row.s, rest.x,  rest.y * Exponent<float>::kLog,
+    const RowSums<float> sums{row.max, row.s, rest.x, rest.y * Exponent<float>::kLog,
                               0,       z_y,   row.max};
     RowResult<float> r = finish_row(sums, a_.layout.vocab, 0., a_.options.z_loss);
     if (a_.options.z_loss > 0)  // nothing cancels here: the label is no part of Q'
@@ -354,8 +355,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (leads && lane_of_thread() == 0) queue.take();
     task.tell_sums();
     if (leads)
-      exchange.tell_next_row(
-          __shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0));
+      exchange.tell_next_row(__shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0));
     const float weight = static_cast<const float*>(a.row_weight)[row.t];
     exchange.wait();
     const RowAhead next(a, exchange.next_row());

@@ -61,9 +61,8 @@ __device__ __forceinline__ int list_rows(const ChunkLossArgs& a, int64_t chunk, 
 
 // Adds the gradients of `count` listed rows to the sums of this thread's columns.
 template <typename scalar_t, typename acc_t, int kSize>
-__device__ __forceinline__ void add_gradients(const ChunkLossArgs& a,
-                                              const ListedRow<acc_t>* list, int count, int column,
-                                              acc_t (&total)[kSize]) {
+__device__ __forceinline__ void add_gradients(const ChunkLossArgs& a, const ListedRow<acc_t>* list,
+                                              int count, int column, acc_t (&total)[kSize]) {
   constexpr int kRows = 4;
   const int vocab = static_cast<int>(a.layout.vocab);
   const int64_t stride = a.layout.vocab_stride;
