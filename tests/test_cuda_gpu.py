@@ -12,6 +12,7 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from chunk_loss_cases import close, compare, make
 
 import cwt_ext
@@ -27,7 +28,8 @@ SHAPES = [  # rows, vocabulary
     (7, 50257),  # rows that start off a 16-byte boundary
     (300, 32000),  # more rows than blocks
     (5, 128256),  # longer than shared memory
-    (3, 262144),  # mostly re-read from the L2 cache
+    (3, 262144),  # a row in the shared memory of 8 blocks, or, in float32, of no cluster
+    (2, 524288),  # longer than any cluster's shared memory: mostly re-read from the L2 cache
 ]
 CHANGED = [
     {"label_smoothing": 0.1},
@@ -102,6 +104,19 @@ def test_backward_with_any_grad_output_equals_oracle():
     close(x.grad.cpu(), want * factor[:, None].double(), 3e-6, 1e-12)
 
 
+@pytest.mark.parametrize("vocab", [4001, 50257])
+def test_a_view_without_the_last_tokens_equals_oracle(vocab):
+    """The usual shift, (B, T, V)[:, :-1]: the rows are evenly spaced within a sequence only."""
+    logits, labels, ids = make(3 * 9, vocab, torch.bfloat16)
+    x = logits.view(3, 9, vocab).cuda().requires_grad_()
+    labels, ids = (t.view(3, 9)[:, :-1].reshape(-1) for t in (labels, ids))
+    out = cwt_ext.chunk_loss(x[:, :-1], labels.cuda(), ids.cuda(), num_chunks=3)
+    (grad,) = torch.autograd.grad(out.loss, x)
+    assert not grad[:, -1].any()
+    used = logits.view(3, 9, vocab)[:, :-1].reshape(-1, vocab)
+    compare(*on_cpu(out, grad[:, :-1]), used, labels, ids, rtol=3e-6, num_chunks=3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_place_equals_out_of_place(dtype):
     logits, labels, ids = make(64, 5003, dtype)
@@ -115,6 +130,45 @@ def test_in_place_equals_out_of_place(dtype):
         results.append((out.loss, out.stats.mean_grad_norm, leaf.grad))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+LINEAR_LOSS_RTOL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+def distance(got, want):
+    """Returns ||got - want|| / ||want||."""
+    return float((got.detach().cpu().double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("dtype", LINEAR_LOSS_RTOL)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}], ids=str)
+def test_linear_chunk_loss_is_as_near_the_oracle_as_eager_torch(dtype, bias, options):
+    g = torch.Generator().manual_seed(0)
+    rows, width, vocab = 300, 64, 5003
+    inputs = [torch.randn(rows, width, generator=g), torch.randn(vocab, width, generator=g) / 8]
+    inputs += [torch.randn(vocab, generator=g)] if bias else []
+    inputs = [x.to(dtype) for x in inputs]
+    _, labels, ids = make(rows, vocab)
+    exact = [x.double().requires_grad_() for x in inputs]
+    reference_loss = reference.chunk_loss(F.linear(*exact), labels, ids, num_chunks=3, **options)
+    want = torch.autograd.grad(reference_loss.loss, exact)
+
+    leaves = [x.cuda().requires_grad_() for x in inputs]
+    out = cwt_ext.linear_chunk_loss(
+        *leaves[:2], labels.cuda(), ids.cuda(), *leaves[2:], num_chunks=3, **options
+    )
+    close(out.loss.cpu(), reference_loss.loss, LINEAR_LOSS_RTOL[dtype])
+    counts = (labels != -100) & (ids >= 0)
+    logits = F.linear(*leaves).float()[counts.cuda()]
+    eager = F.cross_entropy(
+        logits, labels[counts].cuda(), label_smoothing=options.get("label_smoothing", 0.0)
+    )
+    eager = eager + options.get("z_loss", 0.0) * logits.logsumexp(-1).square().mean()
+    ours, theirs = (torch.autograd.grad(loss, leaves) for loss in (out.loss, eager))
+    for a, b, c in zip(ours, theirs, want, strict=True):
+        assert a.dtype == dtype
+        assert distance(a, c) <= 2 * distance(b, c) + 1e-6
 
 
 def test_runs_are_bitwise_equal():

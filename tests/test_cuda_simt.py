@@ -45,14 +45,18 @@ def runners(tmp_path_factory):
         build.stop()
 
 
-def make(rows, vocab, dtype=BF16, chunks=3, seed=0, scale=3.0, **options):
+inf = torch.inf
+
+
+def make(rows, vocab, dtype=BF16, chunks=3, seed=0, scale=3.0, ignored=True, **options):
     """Returns a Case with ignored rows, rows without a chunk and ids in no order."""
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(rows, vocab, generator=g) * scale).to(dtype)
     labels = torch.randint(0, vocab, (rows,), generator=g)
     chunk_ids = torch.randint(0, max(chunks, 1), (rows,), generator=g)
-    labels[torch.rand(rows, generator=g) < 0.15] = -100
-    chunk_ids[torch.rand(rows, generator=g) < 0.1] = -1
+    if ignored:
+        labels[torch.rand(rows, generator=g) < 0.15] = -100
+        chunk_ids[torch.rand(rows, generator=g) < 0.1] = -1
     return Case(logits, labels, chunk_ids, chunks, **options)
 
 
@@ -218,10 +222,77 @@ def value_cases():
         for scale in (1e-4, 30.0, 1e4)
         for dtype in (HALF, BF16, F32)
     ]
+    many = {"chunks": 2, "block_threads": 32, "schedules": 2, "active": torch.tensor([1.5, 0.5])}
+    cases += [
+        (f"sums in parts, {reduction}", make(4500, 24, F32, reduction=reduction, **many))
+        for reduction in ("token_mean", "chunk_mean")
+    ]
     narrow = make(12, 100, BF16)
     narrow.chunk_ids = narrow.chunk_ids.int()
     cases.append(("32-bit ids", narrow))
-    return cases + strided_cases() + option_cases() + broken_cases()
+    return cases + cluster_cases() + strided_cases() + option_cases() + broken_cases()
+
+
+def cluster_cases():
+    """Rows in the registers of one block or of a cluster: from 1024 bfloat16 logits on."""
+    active = torch.tensor([True, False, True])
+    cases = []
+    # 64 threads with 8, 16, 24 or 32 packs of 16 bytes each; 2, 4 and 8 blocks; rows that start off
+    # a 16-byte boundary.
+    packs = {"8": 500, "16": 1000, "24": 1500, "32": 2000, "2 blocks": 4000}
+    for dtype in (HALF, BF16, F32):
+        for name, count in packs.items():
+            v = count * (16 // dtype.itemsize) + 3
+            cases.append((f"{name} packs, {dtype}", make(4, v, dtype, active=active, schedules=2)))
+    for blocks, count in ((4, 8100), (8, 16000)):
+        case = make(3, count * 4 + 1, F32, schedules=2, ignored=False)
+        cases.append((f"{blocks} blocks", case))
+    two = make(9, 17003, BF16, active=active, schedules=2)
+    one = make(9, 2003, BF16, active=active)
+    for name, base in (("cluster", two), ("block", one)):
+        cases += [
+            (f"{name}, in place", dataclasses.replace(base, grad_mode=IN_PLACE)),
+            (f"{name}, statistics of all rows", dataclasses.replace(base, stats="all")),
+            (f"{name}, z-loss", dataclasses.replace(base, z_loss=1e-2, stats="all")),
+            (f"{name}, loss only", dataclasses.replace(base, grad_mode=NO_GRAD)),
+            (f"{name}, mean gradient", dataclasses.replace(base, mean_grad_norm=True)),
+            (
+                f"{name}, mean gradient in place",
+                dataclasses.replace(base, mean_grad_norm=True, grad_mode=IN_PLACE),
+            ),
+            (f"{name}, nothing counts", dataclasses.replace(base, active=active & False)),
+        ]
+    cases += [
+        ("no clusters", dataclasses.replace(two, clusters=False)),
+        ("block, offset", make(5, 2000, BF16, offset=3, grad_offset=3, active=active)),
+        ("block, aligned differently", make(5, 2000, BF16, offset=3, grad_offset=2)),
+        ("block, loss and z-loss", make(9, 999, F32, grad_mode=NO_GRAD, z_loss=0.01)),
+        ("block, label at either end", with_labels(one, {t: 2002 * (t % 2) for t in range(9)})),
+        ("(B, T, V) without the last of each", shifted(make(12, 1104, BF16, active=active))),
+    ]
+    for name, vocab in (("block", 2003), ("cluster", 8200)):
+        wide = make(12, vocab, F32, seed=3, schedules=2)
+        a, b, c, d = torch.nonzero(wide.read()).flatten().tolist()[:4]
+        y = wide.labels.tolist()
+        masked = {(a, j): -inf for j in range(0, vocab, 2) if j != y[a]}
+        masked |= {(b, j): -inf for j in range(vocab)} | {(c, y[c]): -inf, (d, 7): inf}
+        extreme = {(a, 5): 3.4e38, (b, 5): -3.4e38, (c, y[c]): 90.0, (d, y[d]): 1e4}
+        lowest = {(a, j): torch.finfo(F32).min for j in range(vocab)} | {(b, 2000): torch.nan}
+        cases += [
+            (f"{name}, -inf and +inf", with_rows(wide, masked)),
+            (f"{name}, extreme logits", with_rows(wide, extreme)),
+            (f"{name}, lowest number and NaN", with_rows(wide, lowest)),
+        ]
+    return cases
+
+
+def shifted(case):
+    """Returns the case with logits (3, 4, V)[:, :-1]: evenly spaced only within a sequence."""
+    logits = case.logits.view(3, 4, -1)[:, :-1]
+    rows = torch.arange(12).view(3, 4)[:, :-1].reshape(-1)
+    return dataclasses.replace(
+        case, logits=logits, labels=case.labels[rows], chunk_ids=case.chunk_ids[rows]
+    )
 
 
 def confident(dtype):
@@ -280,7 +351,7 @@ def option_cases():
 
 
 def broken_cases():
-    inf, nan = torch.inf, torch.nan
+    nan = torch.nan
     base = make(12, 100, F32, seed=3)
     counting = torch.nonzero(base.read()).flatten().tolist()
     a, b, c, d = counting[:4]
@@ -340,6 +411,10 @@ def sanitized_cases():
         *((name, dataclasses.replace(c, **small)) for name, c in strided_cases()),
         ("unaligned", make(5, 261, BF16, offset=3, grad_offset=3, **small)),
         ("no rows", make(0, 16, F32, **small)),
+        ("cluster", make(7, 16501, BF16, active=active, offset=1, grad_offset=1, **small)),
+        ("block, in place", make(7, 760, F32, grad_mode=IN_PLACE, mean_grad_norm=True, **small)),
+        ("block, loss only", make(7, 1501, BF16, active=active, grad_mode=NO_GRAD, **small)),
+        ("sums in parts", make(2100, 24, F32, chunks=1, reduction="chunk_mean", **small)),
     ]
 
 
@@ -355,6 +430,7 @@ def test_thread_sanitizer_finds_nothing(runners):
 
 
 RACE_CASES = ("gradient, part cached", "loss only", "options", "in place", "unaligned")
+RACE_CASES += ("cluster", "block, in place", "block, loss only", "sums in parts")
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ BUGS = {
         "x += __shfl_xor_sync(kFullWarp, x, offset)",
         "x += __shfl_xor_sync(PLANTED ? 0x7fffffffu : kFullWarp, x, offset)",
         "plain",
-        "reads lane 31, which its mask omits",
+        "mask",
     ),
     "lost update": Bug(
         "plan.cuh",
@@ -83,6 +83,44 @@ BUGS = {
         "    if (!PLANTED) __threadfence();  // this block's results",
         "tsan",
         "data race",
+    ),
+    "missing barrier of a cluster": Bug(
+        "rows_cluster.cuh",
+        "    else\n      cluster_sync();",
+        "    else if (!PLANTED)\n      cluster_sync();",
+        "plain",
+        "shared memory of a block that has exited",
+    ),
+    "missing first barrier of a cluster": Bug(
+        "rows_cluster.cuh",
+        "if (shape.cluster > 1) cluster_sync();",
+        "if (shape.cluster > 1 && !PLANTED) cluster_sync();",
+        "plain",
+        "may not have started",
+    ),
+    "wrong rank": Bug(
+        "rows_cluster.cuh",
+        "store_to_rank(to, rank, v)",
+        "store_to_rank(to, rank + PLANTED, v)",
+        "plain",
+        "there is no block 2 in the cluster",
+    ),
+    "exit before a peer has done": Bug(
+        "rows_cluster.cuh",
+        "    exchange.wait();\n",
+        "    if (PLANTED && cluster_rank() == 1) return;\n    exchange.wait();\n",
+        "plain",
+        "exited",
+    ),
+    "a grid of one block": Bug(
+        "launch.cu",
+        "      shape.cluster == 1\n",
+        "      shape.cluster == 1 && !PLANTED\n",
+        "plain",
+        "leave multiprocessors idle",
+    ),
+    "the two halves of the exchange not in turns": Bug(
+        "rows_cluster.cuh", "    odd_ ^= 1;", "    odd_ ^= !PLANTED;", "plain", "differs"
     ),
     "unwritten result": Bug(
         "rows.cuh",
@@ -131,12 +169,16 @@ def cases():
     logits = torch.randn(6, 72, generator=g).to(torch.bfloat16)
     labels, ids = torch.arange(6), torch.tensor([0, 1, 0, 1, 0, 1])
     base = Case(logits, labels, ids, 2, schedules=4, shared_bytes=4096 + 64 * 16)
+    two = torch.randn(9, 16500, generator=g).to(torch.bfloat16)  # of a cluster of two blocks
+    nine = (torch.arange(9), torch.arange(9) % 2)
     wide = torch.randn(2, 64 * 8 * 2, generator=g).to(torch.bfloat16)
     return [
         base,
         Case(logits, labels, ids, 2, schedules=2, offset=1, grad_mode=NO_GRAD),
         Case(logits, labels, ids, 2, schedules=2, offset=4),
         Case(wide, labels[:2], ids[:2], 2, schedules=2, shared_bytes=4096 + 64 * 16),
+        Case(two, *nine, 2, schedules=3),
+        Case(two[:, :1500].contiguous(), *nine, 2, schedules=2, offset=3, grad_mode=NO_GRAD),
     ]
 
 

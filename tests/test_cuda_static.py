@@ -56,7 +56,7 @@ def short_name(mangled):
     kind = re.search(r"chunk_(?:loss_)?(\w+?)_kernel", mangled)[1]
     found = re.search(r"kernelI(d|f|13__nv_bfloat16|6__half)(?:LNS_7RowModeE(\d)E)?E", mangled)
     dtype, mode = (TYPES[found[1]], found[2]) if found else ("", None)
-    return (f"rows {MODES[mode]}" if mode else kind, dtype)
+    return (f"{kind} {MODES[mode]}" if mode else kind, dtype)
 
 
 @pytest.fixture(scope="module")

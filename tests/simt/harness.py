@@ -30,7 +30,7 @@ SANITIZERS = {
 }
 NO_GRAD, OWN_BUFFER, IN_PLACE = range(3)
 FORWARD, BACKWARD, PLAN = range(3)
-HEADER_FIELDS = 30  # of Header in run_chunk_loss.cpp
+HEADER_FIELDS = 31  # of Header in run_chunk_loss.cpp
 
 
 @functools.cache
@@ -127,6 +127,7 @@ class Case:
     shared_bytes: int = 232448
     multiprocessors: int = 3
     schedules: int = 3
+    clusters: bool = True
 
     def layout(self) -> tuple[int, int, int, int]:
         x = self.logits
@@ -175,7 +176,7 @@ def encode(case: Case) -> bytes:
     header += [{False: 0, True: 1, "all": 2}[case.stats], case.mean_grad_norm]
     header += [REAL_TYPES[kinds[0]], REAL_TYPES[kinds[1]], 0 if case.normalizer is None else 3]
     header += [case.block_threads, case.shared_bytes, case.multiprocessors, case.schedules, 0]
-    header += [case.grad_row_gap]
+    header += [case.grad_row_gap, case.clusters]
     options = [case.label_smoothing, case.z_loss, case.softcap or 0.0]
     normal = b"" if case.normalizer is None else struct.pack("d", case.normalizer)
     # In place every row is written, and an expanded row belongs to others too: none is forbidden.
@@ -205,7 +206,7 @@ def encode_backward(
     settings = {"offset": 0, "grad_offset": 0, "schedules": 2, **launch}
     header = [BACKWARD, TYPES.index(grad.dtype), 0, n, vocab, n, 0, vocab, 1, settings["offset"]]
     header += [grad.numel(), 2 if in_place else 1, 0, vocab, settings["grad_offset"], 0]
-    header += [0] * 8 + [64, 232448, 3, settings["schedules"], factor.dim(), 0]
+    header += [0] * 8 + [64, 232448, 3, settings["schedules"], factor.dim(), 0, 0]
     return struct.pack(f"{len(header)}q", *header) + raw(grad) + raw(row_weight) + raw(factor)
 
 

@@ -1,4 +1,5 @@
-// Blocks and threads of a launch, who runs next, and the rules of barriers and warp collectives.
+// Blocks, clusters and threads of a launch, who runs next, and the rules of barriers and warp
+// collectives.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -29,7 +30,7 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class Op : uint8_t { kBarrier, kWarpBarrier, kShuffle, kBallot, kMatch };
+enum class Op : uint8_t { kBarrier, kClusterBarrier, kWarpBarrier, kShuffle, kBallot, kMatch };
 enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kDone };
 
 // What a thread brings to a barrier or warp collective.
@@ -62,8 +63,18 @@ struct SharedArray {
   void* data;
 };
 
+// Blocks that run together. A block that has ended is null.
+struct Cluster {
+  std::vector<Block*> blocks;
+  unsigned alive = 0, waiting = 0;  // threads of all its blocks
+  unsigned round = 0;
+  char token[2] = {};  // see Block
+};
+
 struct Block {
   uint3 index = {};
+  std::shared_ptr<Cluster> cluster;
+  unsigned rank = 0;
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<SharedArray> arrays;
   size_t static_bytes = 0;
@@ -89,11 +100,15 @@ inline std::string text(const Where& w) {
 class Machine {
  public:
   uint64_t seed = 0;      // 0: one block after another, threads by index
-  unsigned resident = 3;  // blocks alive at once when the seed is not 0
+  unsigned resident = 3;  // clusters alive at once when the seed is not 0
   uint64_t switches = 0;
+  std::vector<std::pair<std::string, unsigned>> launches;  // kernel as written, blocks
 
-  void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body) {
+  void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
+              unsigned cluster = 1) {
     const Quiet quiet;
+    if (cluster < 1 || cluster > 8 || grid.x % cluster)
+      throw Error("simt: clusters have 1 to 8 blocks, and a grid is whole clusters");
     if (block.x == 0 || block.x > 1024 || block.x % 32 || block.y != 1 || block.z != 1)
       throw Error("simt: blocks must be (n, 1, 1) with n a multiple of 32 up to 1024");
     if (grid.x == 0 || grid.y != 1 || grid.z != 1) throw Error("simt: grids must be (n, 1, 1)");
@@ -103,13 +118,15 @@ class Machine {
     gridDim = grid, blockDim = block;
     error_.clear();
     ready_.clear();
-    std::vector<unsigned> order(grid.x);
-    for (unsigned i = 0; i < grid.x; ++i) order[i] = i;
+    std::vector<unsigned> order(grid.x / cluster);
+    for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
     if (seed) std::shuffle(order.begin(), order.end(), random_);
     SIMT_TSAN(main_fiber_ = __tsan_get_current_fiber());
     size_t next = 0;
     while (error_.empty() && (next < order.size() || !blocks_.empty())) {
-      while (next < order.size() && blocks_.size() < (seed ? resident : 1)) start(order[next++]);
+      while (next < order.size() &&
+             blocks_.size() + cluster <= (seed ? resident * cluster : cluster))
+        start(order[next++], cluster);
       if (ready_.empty())
         error_ = "deadlock" + describe();
       else
@@ -129,12 +146,17 @@ class Machine {
     me.call = call;
     char* token = nullptr;
     if (call.op == Op::kBarrier) token = &block.token[block.round % 2];
+    if (call.op == Op::kClusterBarrier) token = &block.cluster->token[block.cluster->round % 2];
     if (call.op == Op::kWarpBarrier) token = &block.warp_token[warp][block.warp_round[warp] % 2];
     SIMT_TSAN(if (token) __tsan_release(token));
     if (call.op == Op::kBarrier) {
       me.state = State::kAtBarrier;
       ++block.waiting;
       finish_barrier(block);
+    } else if (call.op == Op::kClusterBarrier) {
+      me.state = State::kAtBarrier;
+      ++block.cluster->waiting;
+      finish_cluster_barrier(*block.cluster);
     } else {
       if (!(call.mask >> (me.rank % 32) & 1)) fail("the calling lane is not in its own mask");
       me.state = State::kAtWarp;
@@ -152,6 +174,28 @@ class Machine {
     if (!seed || random_() % 4) return;
     ready_.push_back(current_);
     suspend();
+  }
+
+  int cluster_rank() const {
+    const Quiet quiet;
+    return int(current_->block->rank);
+  }
+  int cluster_size() const {
+    const Quiet quiet;
+    return int(current_->block->cluster->blocks.size());
+  }
+  // The place in the dynamic shared memory of another block of the cluster.
+  void* at_rank(void* mine, int rank) {
+    const Quiet quiet;
+    Block& block = *current_->block;
+    Cluster& cluster = *block.cluster;
+    const size_t offset = static_cast<char*>(mine) - static_cast<char*>(block.dynamic);
+    if (offset >= shared_bytes_) fail("only dynamic shared memory is mapped in a cluster");
+    if (rank < 0 || size_t(rank) >= cluster.blocks.size())
+      fail("there is no block " + std::to_string(rank) + " in the cluster");
+    if (cluster.round == 0) fail("shared memory of a block that may not have started");
+    if (!cluster.blocks[rank]) fail("shared memory of a block that has exited");
+    return static_cast<char*>(cluster.blocks[rank]->dynamic) + offset;
   }
 
   void* static_shared(const Where& where, size_t bytes) {
@@ -184,10 +228,19 @@ class Machine {
     return p;
   }
 
-  void start(unsigned index) {
+  void start(unsigned index, unsigned size) {
+    auto cluster = std::make_shared<Cluster>();
+    cluster->alive = size * blockDim.x;
+    for (unsigned rank = 0; rank < size; ++rank) start_block(index * size + rank, cluster);
+  }
+
+  void start_block(unsigned index, std::shared_ptr<Cluster> cluster) {
     blocks_.push_back(std::make_unique<Block>());
     Block& block = *blocks_.back();
     block.index = {index, 0, 0};
+    block.rank = unsigned(cluster->blocks.size());
+    cluster->blocks.push_back(&block);
+    block.cluster = std::move(cluster);
     block.alive = blockDim.x;
     if (shared_bytes_) block.dynamic = nan_filled(shared_bytes_);
     block.threads.resize(blockDim.x);
@@ -224,7 +277,7 @@ class Machine {
   }
 
   void finish_barrier(Block& block) {
-    if (block.waiting < block.alive) return;
+    if (block.waiting == 0 || block.waiting < block.alive) return;
     if (block.alive != block.threads.size())
       fail("__syncthreads after some threads of the block have exited");
     for (auto& t : block.threads)
@@ -233,6 +286,21 @@ class Machine {
     block.waiting = 0;
     ++block.round;
     for (unsigned i = block.threads.size(); i-- > 0;) release(*block.threads[i]);
+  }
+
+  void finish_cluster_barrier(Cluster& cluster) {
+    if (cluster.waiting == 0 || cluster.waiting < cluster.alive) return;
+    if (cluster.alive != cluster.blocks.size() * blockDim.x)
+      fail("a barrier of a cluster after some of its threads have exited");
+    const Where& first = cluster.blocks[0]->threads[0]->call.where;
+    for (Block* block : cluster.blocks)
+      for (auto& t : block->threads)
+        if (t->call.op != Op::kClusterBarrier || !same_place(t->call.where, first))
+          fail("threads of a cluster wait at different barriers");
+    cluster.waiting = 0;
+    ++cluster.round;
+    for (Block* block : cluster.blocks)
+      for (unsigned i = block->threads.size(); i-- > 0;) release(*block->threads[i]);
   }
 
   void finish_warp(Thread& me) {
@@ -319,10 +387,15 @@ class Machine {
       current_->state = State::kDone;
       Block& block = *current_->block;
       SIMT_TSAN(__tsan_release(&done_));
-      if (--block.alive == 0)
+      Cluster& cluster = *block.cluster;
+      --cluster.alive;
+      if (--block.alive == 0) {
         finished_ = &block;
-      else
+        cluster.blocks[block.rank] = nullptr;
+      } else {
         finish_barrier(block);
+      }
+      finish_cluster_barrier(cluster);
     }
     SIMT_ASAN(__sanitizer_start_switch_fiber(nullptr, main_bottom_, main_size_));
     SIMT_TSAN(__tsan_switch_to_fiber(main_fiber_, __tsan_switch_to_fiber_no_sync));

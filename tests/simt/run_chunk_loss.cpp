@@ -31,6 +31,7 @@ struct Header {
   int64_t num_chunks, reduction, ignore_index, stats, mean_grad_norm;
   int64_t active_type, weight_type, normalizer_type;
   int64_t block_threads, shared_bytes, multiprocessors, schedules, per_row, grad_row_gap;
+  int64_t clusters;  // the device has clusters
 };
 struct Options {
   double label_smoothing, z_loss, softcap;
@@ -143,6 +144,14 @@ struct PlanBuffers {
   }
 };
 
+// The kernels of the rows are launched under the name of a variable, `kernel`.
+void check_grids(const Header& h, const DeviceLimits& device) {
+  const int64_t least = std::min<int64_t>(h.rows, device.multiprocessors);
+  for (const auto& [kernel, blocks] : simt::machine.launches)
+    if (kernel == "kernel" && blocks < least)
+      throw simt::Error("simt: " + std::to_string(blocks) + " blocks leave multiprocessors idle");
+}
+
 void run_forward(const Header& h, const DeviceLimits& device) {
   Options options;
   read_bytes(&options, sizeof options);
@@ -194,7 +203,9 @@ void run_forward(const Header& h, const DeviceLimits& device) {
     forbid(a.layout, forbidden, logits.at<char>(), element);
     if (h.grad_row_gap) grad.fill(kRubbish);  // nobody writes to the gaps
     launch_chunk_loss_plan(a, device, nullptr);
+    simt::machine.launches.clear();
     launch_chunk_loss(a, device, nullptr);
+    check_grids(h, device);
     if (h.grad_mode == kInPlace) in_place.copy(logits);
   });
 }
@@ -202,7 +213,7 @@ void run_forward(const Header& h, const DeviceLimits& device) {
 void run_plan(const Header& h, const DeviceLimits& device) {
   PlanBuffers plan(h);
   plan.read();
-  Buffer errors((2 + h.num_chunks) * 8), row_weight(h.rows * 8), state(h.rows);
+  Buffer row_weight(h.rows * 8), state(h.rows);
   ChunkLossArgs a{};
   plan.describe(h, a);
   a.options.num_chunks = h.num_chunks;
@@ -212,7 +223,6 @@ void run_plan(const Header& h, const DeviceLimits& device) {
   a.layout.rows = h.rows;
   a.layout.vocab = h.vocab;
   a.type = LogitsType::kDouble;
-  a.errors = errors.at<int64_t>();
   a.row_weight = row_weight.at();
   a.row_state = state.at<int8_t>();
   Buffer workspace(chunk_loss_workspace_bytes(a));
@@ -251,7 +261,8 @@ void run_backward(const Header& h, const DeviceLimits& device) {
 int main() {
   Header h;
   while (std::fread(&h, sizeof h, 1, stdin) == 1) {
-    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads)};
+    const DeviceLimits device{int(h.multiprocessors), int(h.shared_bytes), int(h.block_threads),
+                              h.clusters != 0};
     if (h.op == kForward)
       run_forward(h, device);
     else if (h.op == kBackward)

@@ -2,10 +2,11 @@
 // csrc/chunk_loss/cuda/platform.cuh in place of the CUDA runtime when CWT_SIMT is defined.
 //
 // Every CUDA thread is a fiber. Fibers switch at barriers, warp collectives, atomics and fences, in
-// an order drawn from a seed; several blocks are alive at once. What is checked in every build:
-// divergent barriers, warp collectives whose lanes differ in operation, place or mask, lanes that
-// have exited or that the mask leaves out, deadlocks, block shapes and shared memory beyond the
-// device's limits. Shared memory starts out as NaN. A sanitizer adds:
+// an order drawn from a seed; several clusters are alive at once. What is checked in every build:
+// divergent barriers, of blocks and of clusters; warp collectives whose lanes differ in operation,
+// place or mask, lanes that have exited or that the mask leaves out; shared memory of a block of the
+// cluster that may not have started, or has exited; deadlocks, block shapes and shared memory beyond
+// the device's limits. Shared memory starts out as NaN. A sanitizer adds:
 //
 //   -fsanitize=address,undefined   accesses out of bounds (global and shared), misaligned 16-byte
 //                                  accesses
@@ -33,7 +34,12 @@
 #define CWT_SHARED_DYNAMIC(type, name) \
   type* name = static_cast<type*>(simt::machine.dynamic_shared())
 #define CWT_LAUNCH(kernel, grid, block, bytes, stream, ...) \
-  simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); })
+  CWT_LAUNCH_CLUSTER(kernel, 1, grid, block, bytes, stream, __VA_ARGS__)
+#define CWT_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...)                     \
+  do {                                                                                           \
+    simt::machine.launches.push_back({#kernel, dim3(grid).x});                                   \
+    simt::machine.launch(grid, block, bytes, [=] { (kernel)(__VA_ARGS__); }, unsigned(cluster)); \
+  } while (false)
 
 namespace simt {
 
@@ -105,12 +111,16 @@ inline void __threadfence() {
   SIMT_TSAN(__tsan_acquire(&token));
 }
 
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 
 namespace cwt {
 using std::exp;
+using std::fabs;
+using std::fma;
 using std::fmax;
 using std::sqrt;
 using std::tanh;
@@ -118,5 +128,10 @@ using std::tanh;
 template <typename kernel_t>
 int resident_blocks(kernel_t*, int, size_t) {
   return 1;
+}
+// Like CUDA's answer, of no use for launches without clusters.
+template <typename kernel_t>
+int resident_clusters(kernel_t*, int cluster, int, size_t) {
+  return cluster > 1 ? 2 : 0;
 }
 }  // namespace cwt

@@ -35,7 +35,8 @@ DeviceLimits device_limits(const Tensor& x) {
     return value;
   };
   return {attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0,
+          attribute(cudaDevAttrClusterLaunch) != 0};
 }
 
 LogitsType logits_type(ScalarType t) {
@@ -132,14 +133,11 @@ struct Cuda {
   static void plan(const PlanCall& call, const PlanResults& r) {
     const Tensor& labels = call.rows.labels;
     const DeviceGuard guard(labels.get_device_index());
-    const Tensor errors =
-        fresh(labels, {kNumErrorCounts + call.options.num_chunks}, ScalarType::Long);
     ChunkLossArgs a{};
     set_plan_inputs(a, call.rows, call.options);
     a.layout.rows = labels.size(0);
     a.layout.vocab = call.vocab;
     a.type = LogitsType::kDouble;  // so that row_weight is float64
-    a.errors = errors.mutable_data_ptr<int64_t>();
     a.row_weight = r.row_weight.mutable_data_ptr();
     a.row_state = r.state.mutable_data_ptr<int8_t>();
     const Tensor workspace = bind_workspace(a, labels);

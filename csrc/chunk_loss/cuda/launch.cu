@@ -1,9 +1,10 @@
 // Launchers of chunk_loss: dtype, block shape, grid, order of the kernels. The kernels are in
-// plan.cuh, rows.cuh and sums.cuh, each with its formulas and bytes. Nothing here waits for the
-// device.
+// plan.cuh, rows.cuh, rows_cluster.cuh and sums.cuh, each with its formulas and bytes. Nothing here
+// waits for the device.
 #include <algorithm>
 #include <stdexcept>
 
+#include "rows_cluster.cuh"
 #include "sums.cuh"
 
 namespace cwt {
@@ -38,9 +39,29 @@ int small_block(int threads, const DeviceLimits& device) {
   return device.block_threads > 0 ? std::min(device.block_threads, threads) : threads;
 }
 
+int64_t pack_size(LogitsType type) {
+  return type == LogitsType::kDouble ? 2 : type == LogitsType::kFloat ? 4 : 8;
+}
+
+// Blocks that share the rows of a chunk where rows are added up: parts of about 2048 rows, and no
+// more blocks than a device is glad of. How sums are split depends on shapes only.
+int64_t sum_parts(const ChunkLossArgs& a) {
+  const int64_t most = 2048 / std::max<int64_t>(a.options.num_chunks, 1);
+  return std::max<int64_t>(std::min(ceil_div(a.layout.rows, 2048), most), 1);
+}
+
 int64_t mean_tiles(const ChunkLossArgs& a) {
-  const int64_t size = a.type == LogitsType::kDouble ? 2 : a.type == LogitsType::kFloat ? 4 : 8;
-  return a.options.mean_grad_norm ? ceil_div(a.layout.vocab, kMeanThreads * size) : 0;
+  if (!a.options.mean_grad_norm) return 0;
+  return ceil_div(a.layout.vocab, kMeanThreads * pack_size(a.type));
+}
+
+int64_t mean_slabs(const ChunkLossArgs& a) {
+  const int64_t tiles = std::max<int64_t>(a.options.num_chunks * mean_tiles(a), 1);
+  return std::max<int64_t>(std::min(1024 / tiles, ceil_div(a.layout.rows, 64)), 1);
+}
+
+int64_t plan_blocks(const ChunkLossArgs& a, int threads) {
+  return std::max<int64_t>(ceil_div(a.layout.rows, threads), 1);
 }
 
 // The shape of a row's block. Loss alone: enough threads for 16 packs each, at most 512, so that
@@ -66,8 +87,8 @@ RowShape row_shape(int64_t vocab, int64_t element, bool second_pass, int max_thr
 }
 
 template <typename scalar_t, RowMode kMode>
-void launch_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
-  const bool second_pass = kMode == RowMode::kGradient || (kMode == RowMode::kGeneral && a.grad);
+void launch_rows(const ChunkLossArgs& a, bool second_pass, const DeviceLimits& device,
+                 cudaStream_t stream) {
   const RowShape shape =
       row_shape(a.layout.vocab, sizeof(scalar_t), second_pass, max_row_threads(kMode), device);
   auto* kernel = &chunk_loss_rows_kernel<scalar_t, kMode>;
@@ -77,19 +98,113 @@ void launch_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_
              shape.cached);
 }
 
+// Whether packs of a row of the logits and of its gradient begin at the same logits.
+bool aligned_alike(const ChunkLossArgs& a, int64_t element) {
+  const RowLayout &x = a.layout, &g = a.grad_layout;
+  const auto same = [&](int64_t p, int64_t q) { return (p - q) * element % 16 == 0; };
+  return (reinterpret_cast<uintptr_t>(a.logits) - reinterpret_cast<uintptr_t>(a.grad)) % 16 == 0 &&
+         same(x.inner_stride, g.inner_stride) &&
+         (x.rows <= x.inner || same(x.outer_stride, g.outer_stride));
+}
+
+// Evenly spaced rows as rows of a matrix: those of a matrix are found without a division.
+RowLayout flat(RowLayout x) {
+  if (x.outer_stride != x.inner * x.inner_stride) return x;
+  x.inner = x.rows;
+  x.outer_stride = 0;
+  return x;
+}
+
+// Threads of a block that holds a slice of a row in its registers, and the packs that each can have.
+#if defined(CWT_SIMT)
+constexpr int kSliceThreads = 64;
+#else
+constexpr int kSliceThreads = 128;
+#endif
+constexpr int kMostPacks = 32;
+
+// A block of 128 threads has one warp for each quarter of a multiprocessor, so that b of them leave
+// 512 / b registers a thread, in steps of 8; a pack takes four.
+constexpr int slice_blocks(int packs) { return packs <= 8 ? 6 : packs <= 16 ? 4 : 3; }
+
+// The smallest cluster whose registers hold a row; cluster 0: there is none, or the row is so short
+// that a block of the other kernel does as well.
+ClusterShape cluster_shape(const ChunkLossArgs& a, int64_t element, const DeviceLimits& device) {
+  const int64_t packs = a.layout.vocab * element / int64_t(sizeof(Bits128));
+  if (packs < 2 * kSliceThreads || a.layout.rows > kMaxGrid / kMaxCluster) return {0, 0};
+  int cluster = 1;
+  while (ceil_div(packs, cluster) > kMostPacks * kSliceThreads) cluster *= 2;
+  if (cluster > (device.clusters ? kMaxCluster : 1)) return {0, 0};
+  return {cluster, static_cast<int>(ceil_div(packs, cluster))};
+}
+
+template <typename scalar_t, int kPacks, bool kGradient>
+void launch_cluster_kernel(const ChunkLossArgs& a, const ClusterShape& shape,
+                           const DeviceLimits& device, cudaStream_t stream) {
+  auto* kernel =
+      &chunk_loss_cluster_kernel<scalar_t, kSliceThreads, slice_blocks(kPacks), kPacks, kGradient>;
+  const size_t bytes = shape.shared_bytes(kSliceThreads);
+  const int64_t clusters =
+      shape.cluster == 1
+          ? int64_t(resident_blocks(kernel, kSliceThreads, bytes)) * device.multiprocessors
+          : resident_clusters(kernel, shape.cluster, kSliceThreads, bytes);
+  const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
+  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)),
+                     dim3(kSliceThreads), bytes, stream, a, shape);
+}
+
+template <typename scalar_t, bool kGradient>
+void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
+                         const DeviceLimits& device, cudaStream_t stream) {
+  const int64_t packs = ceil_div(shape.packs, kSliceThreads);  // of a thread
+  if (packs <= 8)
+    launch_cluster_kernel<scalar_t, 8, kGradient>(a, shape, device, stream);
+  else if (packs <= 16)
+    launch_cluster_kernel<scalar_t, 16, kGradient>(a, shape, device, stream);
+  else if (packs <= 24)
+    launch_cluster_kernel<scalar_t, 24, kGradient>(a, shape, device, stream);
+  else
+    launch_cluster_kernel<scalar_t, kMostPacks, kGradient>(a, shape, device, stream);
+}
+
+// Which kernel works on the rows.
+//
+//   options                       rows                        kernel
+//   softcap or label smoothing    any                         rows, kGeneral
+//   float64                       any                         rows, kGeneral
+//   none, or z-loss               unit stride, gradient       cluster: a row in one block's shared
+//                                 aligned like the logits     memory, or in that of up to 8
+//                                 others, z-loss              rows, kGeneral
+//                                 others                      rows, kLoss or kGradient
+//
+// Rows too long for a cluster (before sm_90: for a block), or too short for two packs a thread, are
+// among the others. `keep` leaves the logits as they are, where the gradient would take their place,
+// and otherwise computes the same numbers in the same order.
 template <typename scalar_t>
-void launch_rows_of(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cudaStream_t stream) {
   const ChunkLossOptions& o = a.options;
-  const bool plain = o.label_smoothing == 0 && o.z_loss == 0 && o.softcap == 0;
+  const bool gradient = a.grad != nullptr;
+  const bool aligned = !gradient || aligned_alike(a, sizeof(scalar_t));
+  a.layout = flat(a.layout);
+  a.grad_layout = flat(a.grad_layout);
+  if (keep) a.grad = nullptr;
   if constexpr (sizeof(scalar_t) == 8) {
-    launch_rows<scalar_t, RowMode::kGeneral>(a, device, stream);  // speed is no aim of float64
+    launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device,
+                                             stream);  // speed is no aim of float64
   } else {
-    if (!plain)
-      launch_rows<scalar_t, RowMode::kGeneral>(a, device, stream);
-    else if (a.grad)
-      launch_rows<scalar_t, RowMode::kGradient>(a, device, stream);
+    const ClusterShape shape = cluster_shape(a, sizeof(scalar_t), device);
+    if (o.label_smoothing > 0 || o.softcap > 0)
+      launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
+    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned && gradient)
+      launch_cluster_rows<scalar_t, true>(a, shape, device, stream);
+    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned)
+      launch_cluster_rows<scalar_t, false>(a, shape, device, stream);
+    else if (o.z_loss > 0)
+      launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
+    else if (gradient)
+      launch_rows<scalar_t, RowMode::kGradient>(a, gradient, device, stream);
     else
-      launch_rows<scalar_t, RowMode::kLoss>(a, device, stream);
+      launch_rows<scalar_t, RowMode::kLoss>(a, gradient, device, stream);
   }
 }
 
@@ -97,22 +212,24 @@ template <typename scalar_t>
 void launch_all(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
   const int64_t chunks = std::max<int64_t>(a.options.num_chunks, 1), tiles = mean_tiles(a);
   const bool mean = a.options.mean_grad_norm && a.options.num_chunks > 0;
-  ChunkLossArgs rows = a;
-  if (mean && a.grad == a.logits) {
-    // The gradient is going to overwrite what the mean gradient is made from: that comes first.
-    rows.grad = nullptr;
-    launch_rows_of<scalar_t>(rows, device, stream);
-    rows.grad = a.grad;
-    rows.errors = nullptr;  // counted already
-  } else {
-    launch_rows_of<scalar_t>(rows, device, stream);
+  // A gradient that takes the place of the logits has to wait until the mean gradient is made.
+  const bool twice = mean && a.grad == a.logits;
+  launch_rows_of<scalar_t>(a, twice, device, stream);
+  if (mean) {
+    const int64_t slabs = mean_slabs(a);
+    CWT_LAUNCH(chunk_mean_grad_kernel<scalar_t>, dim3(grid_of(chunks * tiles * slabs)),
+               dim3(kMeanThreads), 0, stream, a, static_cast<int>(tiles), static_cast<int>(slabs));
   }
-  if (mean)
-    CWT_LAUNCH(chunk_mean_grad_kernel<scalar_t>, dim3(grid_of(chunks * tiles)), dim3(kMeanThreads),
-               0, stream, a, static_cast<int>(tiles));
-  if (rows.errors == nullptr) launch_rows_of<scalar_t>(rows, device, stream);
-  CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks)),
-             dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(tiles));
+  if (twice) {
+    ChunkLossArgs again = a;
+    again.next_row = a.counters + kNextRowAgain;
+    again.error_counts = nullptr;  // counted already
+    launch_rows_of<scalar_t>(again, false, device, stream);
+  }
+  const int64_t parts = sum_parts(a);
+  CWT_LAUNCH(chunk_loss_sum_kernel<typename AccOf<scalar_t>::type>, dim3(grid_of(chunks * parts)),
+             dim3(small_block(kSumThreads, device)), 0, stream, a, static_cast<int>(parts),
+             static_cast<int>(tiles));
 }
 
 // Hands out parts of one piece of memory; with a null base it only counts.
@@ -138,20 +255,28 @@ class Carver {
 };
 
 size_t carve(ChunkLossArgs& a, void* workspace, size_t* zeroed = nullptr) {
-  const int64_t n = a.layout.rows, chunks = a.options.num_chunks;
+  const int64_t n = a.layout.rows, chunks = a.options.num_chunks, parts = sum_parts(a);
+  const int64_t tiles = mean_tiles(a), slabs = a.options.mean_grad_norm ? mean_slabs(a) : 0;
+  const int64_t columns = kMeanThreads * pack_size(a.type);
   const size_t acc = a.type == LogitsType::kDouble ? 8 : 4;
   Carver carver(workspace);
   carver.take(a.counters, kNumCounters);
+  a.next_row = a.counters + kNextRow;
   carver.take(a.first_row, chunks);
   carver.take(a.end_row, chunks);
+  carver.take(a.error_counts, kNumErrorCounts + chunks);
+  carver.take(a.chunk_parts, chunks);
+  carver.take(a.tile_slabs, slabs > 1 ? chunks * tiles : 0);
   if (zeroed) *zeroed = carver.used();
   carver.take(a.rows, n);
-  carver.take(a.chunk_weight_sum, chunks);
-  carver.take(a.chunk_present, chunks);
+  // A block of the plan has a warp at least.
+  carver.take(a.weight_parts, std::max(2 * chunks * parts, plan_blocks(a, kWarp)));
   carver.take(a.chunk_factor, chunks);
   carver.take(a.denominator, 1);
+  carver.take(a.sum_parts, chunks * parts * kNumChunkStats);
   carver.take(a.chunk_loss, chunks);
-  carver.take(a.tile_square, chunks * mean_tiles(a));
+  carver.take(a.tile_square, chunks * tiles);
+  carver.take(a.slab_sums, slabs > 1 ? chunks * tiles * slabs * columns : 0, acc);
   carver.take(a.row_loss, n, acc);
   carver.take(a.row_sums, a.options.mean_grad_norm ? 3 * n : 0, acc);
   carver.take(a.states, n);
@@ -174,13 +299,18 @@ void launch_chunk_loss_plan(const ChunkLossArgs& args, const DeviceLimits& devic
   ChunkLossArgs copy = args;
   carve(copy, args.counters, &zeroed);
   zero_memory(args.counters, zeroed, stream);
-  zero_memory(args.errors, sizeof(int64_t) * (kNumErrorCounts + args.options.num_chunks), stream);
   const int threads = small_block(kPlanThreads, device);
-  const dim3 rows(grid_of(ceil_div(args.layout.rows, threads)));
-  const dim3 chunks(grid_of(args.options.num_chunks)), block(threads);
+  const dim3 rows(grid_of(plan_blocks(args, threads))), block(threads);
   CWT_LAUNCH(chunk_loss_plan_kernel, rows, block, 0, stream, args);
-  CWT_LAUNCH(chunk_loss_weigh_kernel, chunks, block, 0, stream, args);
-  CWT_LAUNCH(chunk_loss_row_weight_kernel, rows, block, 0, stream, args);
+  const Denominator from = denominator_of(args);
+  if (from == Denominator::kOfChunks) {
+    const int64_t parts = sum_parts(args);
+    CWT_LAUNCH(chunk_loss_weigh_kernel, dim3(grid_of(args.options.num_chunks * parts)), block, 0,
+               stream, args, static_cast<int>(parts));
+  }
+  if (from != Denominator::kGiven)
+    CWT_LAUNCH(chunk_loss_row_weight_kernel, rows, block, 0, stream, args,
+               static_cast<int>(rows.x));
 }
 
 void launch_chunk_loss(const ChunkLossArgs& args, const DeviceLimits& device, cudaStream_t stream) {

@@ -5,10 +5,12 @@
 //                                and last row in use of each chunk. 16 bytes per row and more where
 //                                there are weights. Positions come from integer atomics, so the
 //                                list's order may differ between runs; no result depends on it.
-// chunk_loss_weigh_kernel        one block per chunk: W_c over its rows, in a fixed order; the last
-//                                block to finish makes of the sums a factor per chunk and the
-//                                denominator.
-// chunk_loss_row_weight_kernel   one thread per row: row_weight of contract.h from those.
+//                                Where no sum decides the weights, row_weight as well; for
+//                                token_mean, each block's part of the denominator.
+// chunk_loss_weigh_kernel        chunk_mean only: W_c, one block per (chunk, part of its rows), in a
+//                                fixed order; the last block to finish makes of the sums a factor
+//                                per chunk and the denominator.
+// chunk_loss_row_weight_kernel   one thread per row: row_weight of contract.h from those sums.
 #pragma once
 
 #include "block_reduce.cuh"
@@ -30,6 +32,11 @@ CWT_HOST_DEVICE inline double real_at(const RealArray& x, int64_t i) {
       return 1;
   }
 }
+
+// Rows [begin, end), a part of the rows of a chunk: the same for any launch.
+struct RowRange {
+  int64_t begin, end;
+};
 
 struct ChunkWeightAt {
   RealArray active;
@@ -71,13 +78,22 @@ __device__ __forceinline__ void raise_to(int64_t* p, int64_t x) {
   atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
 
-// True on every thread of the last block of the launch to get here; what the first thread of the
-// other blocks has written before is then visible.
-__device__ __forceinline__ bool is_last_block(int64_t* counter) {
+// Part `part` of `parts` of the rows from a chunk's first to its last in use.
+__device__ __forceinline__ RowRange rows_of_part(const ChunkLossArgs& a, int64_t chunk, int part,
+                                                 int parts) {
+  const int64_t begin = a.layout.rows - a.first_row[chunk], end = a.end_row[chunk];
+  if (begin >= end) return {0, 0};
+  return {begin + (end - begin) * part / parts, begin + (end - begin) * (part + 1) / parts};
+}
+
+// True on every thread of the last of `blocks` blocks to get here; what the other blocks have
+// written before is then visible.
+__device__ __forceinline__ bool is_last_block(int64_t* counter, int64_t blocks) {
   CWT_SHARED(int, last, 1);
+  __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();  // this block's results before its count
-    last[0] = count(counter, 1) == static_cast<int64_t>(gridDim.x) - 1;
+    last[0] = count(counter, 1) == blocks - 1;
   }
   __syncthreads();
   __threadfence();  // the other blocks' counts before their results
@@ -100,7 +116,31 @@ __device__ __forceinline__ void finish_idle_row(const ChunkLossArgs& a, int64_t 
   store_acc(a, a.row_loss, row, value);
 }
 
+// What the weights of the rows are made from.
+enum class Denominator { kGiven, kTotal, kOfChunks };
+
+CWT_HOST_DEVICE inline Denominator denominator_of(const ChunkLossArgs& a) {
+  if (a.options.reduction == kChunkMean) return Denominator::kOfChunks;
+  const bool own = a.options.reduction == kTokenMean && a.normalizer.type == RealType::kNone;
+  return own ? Denominator::kTotal : Denominator::kGiven;
+}
+
+__device__ __forceinline__ void write_row_weight(const ChunkLossArgs& a, int64_t row,
+                                                 RowState state, double factor,
+                                                 double denominator) {
+  double weight = is_bad(state) ? NAN : 0.0;
+  if (state == RowState::kCounts)
+    weight = row_weight(real_at(a.token_weight, row), factor, denominator);
+  store_acc(a, a.row_weight, row, weight);
+  if (a.row_state != nullptr) a.row_state[row] = static_cast<int8_t>(state);
+}
+
 __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const ChunkLossArgs a) {
+  using Reduce = BlockReduce<double, 1>;
+  CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
+  Reduce reduce(shared);
+  const Denominator from = denominator_of(a);
+  double counted[1] = {0};  // a_c w_t of this row
   const int64_t rows = a.layout.rows;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const bool exists = row < rows;
@@ -119,8 +159,12 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const Chu
     in_stats = o.stats != kStatsOff && (in_stats || is_read(state));
     a.states[row] = static_cast<uint8_t>(state) | (in_stats ? kInStats : 0);
     if (!is_read(state) && a.row_stats != nullptr) finish_idle_row(a, row, is_bad(state));
+    const double factor = state == RowState::kCounts ? chunk_weight(chunk) : 0;
+    if (from == Denominator::kGiven)
+      write_row_weight(a, row, state, factor, real_at(a.normalizer, 0));
+    counted[0] = factor * weight;
     if (is_bad(state)) {
-      count(&a.errors[state == RowState::kBadLabel ? kBadLabels : kBadChunks], 1);
+      count(&a.error_counts[state == RowState::kBadLabel ? kBadLabels : kBadChunks], 1);
       raise_to(&a.counters[kFirstBadRow], rows - row);
     }
   }
@@ -128,6 +172,11 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const Chu
   if (front >= 0) a.rows[front] = row;
   const int64_t back = append(&a.counters[kIdleRows], exists && !is_read(state));
   if (back >= 0) a.rows[rows - 1 - back] = row;
+
+  if (from == Denominator::kTotal) {
+    reduce.sum(counted);
+    if (threadIdx.x == 0) a.weight_parts[blockIdx.x] = counted[0];
+  }
 
   // Rows ascend with the lanes: the first and last lane of each chunk speak for the others.
   const bool in_use = exists && (state == RowState::kCounts || in_stats);
@@ -139,49 +188,65 @@ __global__ void __launch_bounds__(kPlanThreads) chunk_loss_plan_kernel(const Chu
   if (31 - __clz(static_cast<int>(same)) == lane_of_thread()) raise_to(&a.end_row[chunk], row + 1);
 }
 
-__global__ void __launch_bounds__(kPlanThreads) chunk_loss_weigh_kernel(const ChunkLossArgs a) {
+__global__ void __launch_bounds__(kPlanThreads)
+    chunk_loss_weigh_kernel(const ChunkLossArgs a, const int parts) {
   using Reduce = BlockReduce<double, 2>;
   CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
   Reduce reduce(shared);
-  const ChunkLossOptions& o = a.options;
-  const int64_t mine = blockIdx.x, chunks = o.num_chunks;
+  const int64_t mine = blockIdx.x / parts, chunks = a.options.num_chunks;
   if (mine < chunks) {
     double sums[2] = {0, 0};  // weights, rows
-    const int64_t end = a.end_row[mine];
-    for (int64_t t = a.layout.rows - a.first_row[mine] + threadIdx.x; t < end; t += blockDim.x) {
-      if (state_at(a, t) != RowState::kCounts || chunk_at(a, t) != mine) continue;
-      sums[0] += real_at(a.token_weight, t);
-      sums[1] += 1;
+    const RowRange range = rows_of_part(a, mine, static_cast<int>(blockIdx.x % parts), parts);
+#pragma unroll 4
+    for (int64_t t = range.begin + threadIdx.x; t < range.end; t += blockDim.x) {
+      const bool counts = state_at(a, t) == RowState::kCounts && chunk_at(a, t) == mine;
+      sums[0] += counts ? real_at(a.token_weight, t) : 0;
+      sums[1] += counts;
     }
     reduce.sum(sums);
     if (threadIdx.x == 0) {
-      a.chunk_weight_sum[mine] = sums[0];
-      a.chunk_present[mine] = sums[1] > 0 ? real_at(a.active, mine) : 0;
+      a.weight_parts[2 * int64_t(blockIdx.x)] = sums[0];
+      a.weight_parts[2 * int64_t(blockIdx.x) + 1] = sums[1];
     }
   }
-  if (!is_last_block(&a.counters[kWeighBlocks])) return;
+  if (!is_last_block(&a.counters[kWeighBlocks], gridDim.x)) return;
   double total[1] = {0};
-  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x)
-    total[0] += a.chunk_present[c] * (o.reduction == kTokenMean ? a.chunk_weight_sum[c] : 1);
+  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) {
+    double weights = 0, rows = 0;
+    for (int64_t p = c * parts; p < (c + 1) * parts; ++p) {
+      weights += a.weight_parts[2 * p];
+      rows += a.weight_parts[2 * p + 1];
+    }
+    const double chunk_weight = real_at(a.active, c);
+    if (rows > 0) total[0] += chunk_weight;
+    a.chunk_factor[c] = chunk_factor(kChunkMean, chunk_weight, weights);
+  }
   reduce.sum(total);
-  const bool own = has_own_denominator(o.reduction) && a.normalizer.type == RealType::kNone;
+  const bool own = a.normalizer.type == RealType::kNone;
   if (threadIdx.x == 0) *a.denominator = own ? total[0] : real_at(a.normalizer, 0);
-#pragma unroll 1
-  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x)
-    a.chunk_factor[c] = chunk_factor(o.reduction, real_at(a.active, c), a.chunk_weight_sum[c]);
 }
 
+// plan_blocks: of chunk_loss_plan_kernel
 __global__ void __launch_bounds__(kPlanThreads)
-    chunk_loss_row_weight_kernel(const ChunkLossArgs a) {
+    chunk_loss_row_weight_kernel(const ChunkLossArgs a, const int plan_blocks) {
+  using Reduce = BlockReduce<double, 1>;
+  CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
+  Reduce reduce(shared);
+  const bool of_chunks = denominator_of(a) == Denominator::kOfChunks;
+  double total[1] = {0};
+  if (!of_chunks) {
+    for (int i = threadIdx.x; i < plan_blocks; i += blockDim.x) total[0] += a.weight_parts[i];
+    reduce.sum(total);
+  }
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= a.layout.rows) return;
   const RowState state = state_at(a, row);
-  double weight = is_bad(state) ? NAN : 0.0;
-  if (state == RowState::kCounts)
-    weight =
-        row_weight(real_at(a.token_weight, row), a.chunk_factor[chunk_at(a, row)], *a.denominator);
-  store_acc(a, a.row_weight, row, weight);
-  if (a.row_state != nullptr) a.row_state[row] = static_cast<int8_t>(state);
+  double factor = 0;
+  if (state == RowState::kCounts) {
+    const int64_t chunk = chunk_at(a, row);
+    factor = of_chunks ? a.chunk_factor[chunk] : real_at(a.active, chunk);
+  }
+  write_row_weight(a, row, state, factor, of_chunks ? *a.denominator : total[0]);
 }
 
 }  // namespace cwt

@@ -1,5 +1,6 @@
 // The few things that the kernels need and plain CUDA C++ does not name: shared memory, launches,
-// loads and stores that say how long a line should stay in the cache, and powers of two. With
+// loads and stores that say how long a line should stay in the cache, clusters of blocks, and powers
+// of two. With
 // CWT_SIMT defined the same kernels are built by a C++ compiler and executed on a CPU
 // (tests/simt/simt.h).
 #pragma once
@@ -10,6 +11,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #if defined(CWT_SIMT)
 #include "simt.h"
@@ -22,6 +24,8 @@
     kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__);    \
     ::cwt::check_cuda(cudaGetLastError(), #kernel);         \
   } while (false)
+#define CWT_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...) \
+  ::cwt::launch_cluster(#kernel, kernel, cluster, grid, block, bytes, stream, __VA_ARGS__)
 #endif
 
 namespace cwt {
@@ -65,9 +69,26 @@ inline Bits128 load_keep(const Bits128* p) { return *p; }
 inline Bits128 load_stream(const Bits128* p) { return *p; }
 inline void store_stream(Bits128* p, const Bits128& v) { *p = v; }
 inline float power_of_two(float x) { return std::exp2(x); }
+inline int cluster_rank() { return simt::machine.cluster_rank(); }
+inline int cluster_size() { return simt::machine.cluster_size(); }
+inline void cluster_sync(simt::Where w = simt::Where::current()) {
+  simt::machine.collective({simt::Op::kClusterBarrier, w});
+}
+inline void store_to_rank(float4* at, int rank, const float4& v) {
+  *static_cast<float4*>(simt::machine.at_rank(at, rank)) = v;
+}
 inline void zero_memory(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 
+template <typename value_t>
+void keep_in_register(value_t*&) {}
+
 #else
+
+// Keeps the compiler from forming an address anew at each use.
+template <typename value_t>
+__device__ __forceinline__ void keep_in_register(value_t*& p) {
+  asm volatile("" : "+l"(p));
+}
 
 // For data read once more soon: asks the L2 cache to evict it last. The hint exists for global
 // addresses only, hence the cast.
@@ -99,6 +120,46 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
+// Clusters: blocks that run at the same time and reach each other's shared memory. Before sm_90
+// there are none, and no such kernel is launched.
+__device__ __forceinline__ int cluster_rank() {
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+
+__device__ __forceinline__ int cluster_size() {
+  uint32_t size = 1;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return static_cast<int>(size);
+}
+
+// A barrier of all threads of the cluster; what was written before, to any block's shared memory,
+// can be read after.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Stores to the place in the shared memory of block `rank` that `at` has in this block's.
+__device__ __forceinline__ void store_to_rank(float4* at, int rank, const float4& v) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t to;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(to)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(at))), "r"(rank));
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v.x), "f"(v.y),
+               "f"(v.z), "f"(v.w)
+               : "memory");
+#endif
+}
+
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("chunk_loss: CUDA error in ") + what + ": " +
@@ -109,19 +170,62 @@ inline void zero_memory(void* p, size_t bytes, cudaStream_t stream) {
   check_cuda(cudaMemsetAsync(p, 0, bytes, stream), "clearing the workspace");
 }
 
+// Raises the kernel's limit of shared memory. Above 48 KiB, static arrays included, it must be asked
+// for; 8 KiB is more than they ever take.
+inline void allow_shared_memory(const void* kernel, size_t bytes) {
+  if (bytes > (40u << 10))
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               "setting the shared memory of a kernel");
+}
+
 // How many blocks of this shape fit one multiprocessor; raises the kernel's limit of shared memory.
 template <typename kernel_t>
 int resident_blocks(kernel_t* kernel, int threads, size_t shared_bytes) {
   int blocks = 0;
   const void* address = reinterpret_cast<const void*>(kernel);
-  // Above 48 KiB, static arrays included, a kernel must ask; 8 KiB is more than they ever take.
-  if (shared_bytes > (40u << 10))
-    check_cuda(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               "setting the shared memory of a kernel");
+  allow_shared_memory(address, shared_bytes);
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, address, threads, shared_bytes),
              "asking for the occupancy of a kernel");
   return blocks > 0 ? blocks : 1;
+}
+
+// The configuration of a launch in clusters; `attribute` must live as long as it is used.
+inline cudaLaunchConfig_t cluster_config(cudaLaunchAttribute* attribute, int cluster, dim3 grid,
+                                         dim3 block, size_t bytes, cudaStream_t stream) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  return config;
+}
+
+// How many clusters of this shape are resident on the device at once; 0: it cannot hold one.
+template <typename kernel_t>
+int resident_clusters(kernel_t* kernel, int cluster, int threads, size_t shared_bytes) {
+  const void* address = reinterpret_cast<const void*>(kernel);
+  allow_shared_memory(address, shared_bytes);
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = cluster_config(&attribute, cluster, dim3(unsigned(cluster)),
+                                                   dim3(unsigned(threads)), shared_bytes, nullptr);
+  int clusters = 0;
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, address, &config),
+             "asking for the occupancy of a kernel");
+  return clusters;
+}
+
+template <typename kernel_t, typename... args_t>
+void launch_cluster(const char* name, kernel_t* kernel, int cluster, dim3 grid, dim3 block,
+                    size_t bytes, cudaStream_t stream, const args_t&... args) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = cluster_config(&attribute, cluster, grid, block, bytes, stream);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), name);
 }
 
 #endif
@@ -136,6 +240,9 @@ struct Exponent<float> {
   static constexpr float kFloor = -200.f;  // base^kFloor is 0; -inf times 0 would not be
   static constexpr float kLowest = -3.402823466e+38f;
   static __device__ __forceinline__ float step(float d) { return d * 1.44269504088896f; }
+  static constexpr float kUnit = 1.44269504088896f, kFarUnit = 0.25f;
+  static __device__ __forceinline__ bool overflows(float x) { return fabsf(x) > 1e38f; }
+  static __device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
   static __device__ __forceinline__ float power(float t) { return power_of_two(t); }
 };
 template <>
@@ -144,11 +251,38 @@ struct Exponent<double> {
   static constexpr double kFloor = -800;
   static constexpr double kLowest = -1.7976931348623157e+308;
   static __device__ __forceinline__ double step(double d) { return d; }
+  static constexpr double kUnit = 1, kFarUnit = 0.25;
+  static __device__ __forceinline__ bool overflows(double x) { return fabs(x) > 1e307; }
+  static __device__ __forceinline__ double fused(double a, double b, double c) {
+    return fma(a, b, c);
+  }
   static __device__ __forceinline__ double power(double t) { return exp(t); }
 };
 
 // The largest of two numbers, ignoring NaN.
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+// The same of two pairs of 16-bit numbers.
+template <typename scalar_t>
+__device__ __forceinline__ uint32_t larger_pair(uint32_t a, uint32_t b) {
+#if defined(CWT_SIMT)
+  struct {
+    scalar_t half[2];
+  } x, y;
+  std::memcpy(&x, &a, 4), std::memcpy(&y, &b, 4);
+  for (int k = 0; k < 2; ++k) narrow(larger(widen(x.half[k]), widen(y.half[k])), x.half[k]);
+  std::memcpy(&a, &x, 4);
+  return a;
+#else
+  using pair_t = std::conditional_t<std::is_same<scalar_t, __half>::value, __half2, __nv_bfloat162>;
+  pair_t x, y;
+  memcpy(&x, &a, 4);
+  memcpy(&y, &b, 4);
+  x = __hmax2(x, y);
+  memcpy(&a, &x, 4);
+  return a;
+#endif
+}
 
 }  // namespace cwt

@@ -1,7 +1,7 @@
 // A row of logits as one block walks through it: 16 bytes at a time where the row allows it.
 #pragma once
 
-#include "platform.cuh"
+#include "packs.cuh"
 
 namespace cwt {
 
@@ -60,20 +60,6 @@ struct RowSpan {
     }
   }
 };
-
-template <typename scalar_t>
-__device__ __forceinline__ Pack<scalar_t> unpack(const Bits128& bits) {
-  Pack<scalar_t> pack;
-  memcpy(&pack, &bits, sizeof pack);
-  return pack;
-}
-
-template <typename scalar_t>
-__device__ __forceinline__ Bits128 bits_of(const Pack<scalar_t>& pack) {
-  Bits128 bits;
-  memcpy(&bits, &pack, sizeof bits);
-  return bits;
-}
 
 template <typename scalar_t>
 __device__ __forceinline__ void zero_row(const RowSpan<scalar_t>& row) {

@@ -23,6 +23,7 @@
 // cancel otherwise). NaN and +Inf make S NaN, which is how such a row is found.
 #pragma once
 
+#include "online_sums.cuh"
 #include "plan.cuh"
 #include "row_span.cuh"
 
@@ -54,48 +55,6 @@ __device__ __forceinline__ Softcap<acc_t> softcap_of(const ChunkLossArgs& a) {
   return {static_cast<acc_t>(a.options.softcap), static_cast<acc_t>(a.inverse_softcap)};
 }
 
-// Running sums relative to the largest value seen, `max`.
-template <typename acc_t>
-struct OnlineSums {
-  using Exp = Exponent<acc_t>;
-  acc_t max, s = 0, q = 0, h = 0, z = 0;  // h in units of Exp::kLog
-
-  __device__ __forceinline__ explicit OnlineSums(acc_t z_y) : max(larger(z_y, Exp::kLowest)) {}
-
-  __device__ __forceinline__ void rescale(acc_t to) {
-    const acc_t d = larger(Exp::step(max - to), Exp::kFloor), f = Exp::power(d);
-    h = f * (h + d * s);
-    s *= f;
-    q *= f * f;
-    max = to;
-  }
-
-  // Adds kCount values; the one at `label`, if any, only to the sum of z.
-  template <int kCount, bool kSumZ>
-  __device__ __forceinline__ void add(acc_t (&x)[kCount], unsigned label) {
-    acc_t top = x[0];
-#pragma unroll
-    for (int k = 1; k < kCount; ++k) top = larger(top, x[k]);
-    if (kSumZ) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) z += x[k];
-    }
-    if (top > max) rescale(top);
-    if (label < kCount) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k)
-        if (k == static_cast<int>(label)) x[k] = -INFINITY;
-    }
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const acc_t t = Exp::step(x[k] - max), e = Exp::power(t);
-      s += e;
-      q += e * e;
-      h += e * larger(t, Exp::kFloor);
-    }
-  }
-};
-
 // The gradient of one row's own loss, from what its first pass found.
 template <typename acc_t>
 struct GradientOf {
@@ -118,6 +77,39 @@ struct GradientOf {
     return g * softcap.slope(z);
   }
 };
+
+// Returns whether `sum`, S of a row, is a number; if not (NaN, +Inf, or nothing but -Inf in the row),
+// makes NaN of the row's results.
+template <typename acc_t>
+__device__ __forceinline__ bool spoil_unless_finite(RowResult<acc_t>& r, acc_t sum) {
+  if (sum > 0 && sum < acc_t(INFINITY)) return true;
+  r.nll = r.logsumexp = r.entropy = r.grad_norm_sq = r.row_loss = NAN;
+  r.p_scale = r.g_y = NAN;
+  return false;
+}
+
+// Row t's results, by one thread. p_scale and g_y are relative to the logit `shift`.
+template <typename acc_t>
+__device__ __forceinline__ void write_row(const ChunkLossArgs& a, int64_t t,
+                                          const RowResult<acc_t>& r, acc_t shift, acc_t weight,
+                                          bool finite) {
+  if (!finite && a.error_counts != nullptr)
+    count(&a.error_counts[kNumErrorCounts + chunk_at(a, t)], 1);
+  const bool stats = a.options.stats != kStatsOff;
+  acc_t* out = static_cast<acc_t*>(a.row_stats) + t;  // (5, N)
+  const int64_t rows = a.layout.rows;
+  out[kNll * rows] = r.nll;
+  out[kLogsumexp * rows] = r.logsumexp;
+  out[kGradNorm * rows] = stats ? sqrt(r.grad_norm_sq) : acc_t(0);
+  out[kEntropy * rows] = stats ? r.entropy : acc_t(0);
+  out[kCorrect * rows] = finite ? acc_t(r.correct) : acc_t(NAN);
+  static_cast<acc_t*>(a.row_loss)[t] = weight == 0 ? acc_t(0) : weight * r.row_loss;
+  if (!a.options.mean_grad_norm) return;
+  acc_t* sums = static_cast<acc_t*>(a.row_sums) + t;  // (3, N)
+  sums[0] = shift;
+  sums[rows] = r.p_scale;
+  sums[2 * rows] = r.g_y;
+}
 
 // One block's work on one row.
 template <typename scalar_t, RowMode kMode>
@@ -143,33 +135,19 @@ class RowTask {
         softcap_(kGeneral ? softcap_of<acc_t>(a) : Softcap<acc_t>{0, 0}) {}
 
   __device__ void run() {
-    const int64_t chunk = chunk_at(a_, t_);
     const bool stats = a_.options.stats != kStatsOff;
     const RowSums<acc_t> sums = first_pass();
     const double smoothing = kGeneral ? a_.options.label_smoothing : 0;
     const double z_loss = kGeneral ? a_.options.z_loss : 0;
     RowResult<acc_t> r = finish_row(sums, a_.layout.vocab, smoothing, z_loss);
-    const acc_t total = sums.s + exp(sums.z_y - sums.shift);
-    const bool finite = total > 0 && total < acc_t(INFINITY);
-    if (!finite) {
-      r.nll = r.logsumexp = r.entropy = r.grad_norm_sq = r.row_loss = NAN;
-      r.p_scale = r.g_y = NAN;
-    }
+    const bool finite = spoil_unless_finite(r, sums.s + exp(sums.z_y - sums.shift));
     const acc_t weight = static_cast<const acc_t*>(a_.row_weight)[t_];
     GradientOf<acc_t> g{sums.shift, r.p_scale, r.g_y, 1, 0, softcap_, label_};
     if (kGeneral) g.apply(a_, r.logsumexp);
-    if (kMode == RowMode::kGradient) second_pass_plain(g, weight);
+    if (kMode == RowMode::kGradient && span_.grad != nullptr) second_pass_plain(g, weight);
     if (kGeneral && (stats || span_.grad != nullptr))
       r.grad_norm_sq = second_pass_general(g, weight);
-    if (threadIdx.x != 0) return;
-    if (!finite && a_.errors != nullptr) count(&a_.errors[kNumErrorCounts + chunk], 1);
-    write(r, weight, finite, stats);
-    if (a_.options.mean_grad_norm) {
-      acc_t* out = static_cast<acc_t*>(a_.row_sums) + t_;  // (3, N)
-      out[0] = g.shift;
-      out[a_.layout.rows] = g.p_scale;
-      out[2 * a_.layout.rows] = g.g_y;
-    }
+    if (threadIdx.x == 0) write_row(a_, t_, r, sums.shift, weight, finite);
   }
 
  private:
@@ -180,80 +158,108 @@ class RowTask {
     OnlineSums<acc_t> sums(z_y);
     span_.for_single_elements([&](int j) {
       acc_t x[1] = {softcap_(logit(j))};
-      sums.template add<1, kGeneral>(x, static_cast<unsigned>(label_ - j));
+      add(sums, x, x[0], static_cast<unsigned>(label_ - j));
     });
     const bool again = kMode == RowMode::kGradient || (kGeneral && span_.grad != nullptr);
+    const Bits128* const packs = span_.x_packs();
+    Bits128* const mine = cache_ + threadIdx.x;
     span_.template for_packs<kInFlight>(
         [&](int i, int slot) {
-          const Bits128* from = span_.x_packs() + i;
-          return again && slot >= cached_ ? load_keep(from) : load_stream(from);
+          return again && slot >= cached_ ? load_keep(packs + i) : load_stream(packs + i);
         },
         [&](int i, int slot, const Bits128& bits) {
-          if (again && slot < cached_) cache_[slot * blockDim.x + threadIdx.x] = bits;
-          const Pack<scalar_t> pack = unpack<scalar_t>(bits);
+          if (again && slot < cached_) mine[slot * blockDim.x] = bits;
           acc_t x[kSize];
+          widen_pack<scalar_t>(bits, x);
+          LargestOf<scalar_t> top;
+          top.add(bits);
+          acc_t largest = top.value();
+          if (kGeneral) {
 #pragma unroll
-          for (int k = 0; k < kSize; ++k) x[k] = softcap_(widen(pack.value[k]));
-          sums.template add<kSize, kGeneral>(
-              x, static_cast<unsigned>(label_ - span_.head - i * kSize));
+            for (int k = 0; k < kSize; ++k) x[k] = softcap_(x[k]);
+            largest = softcap_(largest);
+          }
+          add(sums, x, largest, static_cast<unsigned>(label_ - span_.head - i * kSize));
         });
-    const acc_t max = reduce_.max(sums.max);
-    sums.rescale(max);
+    const acc_t max = reduce_.max(sums.top);
+    sums.settle(max);
     acc_t total[4] = {sums.s, sums.q, sums.h, sums.z};
     reduce_.sum(total);
     return {max, total[0], total[1], total[2] * Exponent<acc_t>::kLog, total[3], z_y, max};
   }
 
-  // Calls write(j, x) for every logit of this thread and stores what it returns, if there is where.
+  // Adds z_j of a batch; the one at `label`, if any, only to their plain sum.
+  template <int kCount>
+  __device__ __forceinline__ void add(OnlineSums<acc_t>& sums, acc_t (&x)[kCount], acc_t largest,
+                                      unsigned label) {
+    if (kGeneral) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) sums.z += x[k];
+    }
+    if (label < kCount) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k)
+        if (k == static_cast<int>(label)) x[k] = -INFINITY;
+    }
+    sums.add(x, largest);
+  }
+
+  // Calls write(x, first) for the logits of this thread, a batch from position `first` on at a time,
+  // and stores what it leaves in x, if there is where.
   template <typename write_t>
   __device__ __forceinline__ void second_pass(const write_t& write) {
     span_.for_single_elements([&](int j) {
-      const acc_t out = write(j, logit(j));
-      if (span_.grad != nullptr) narrow(out, span_.grad[j * span_.grad_stride]);
+      acc_t x[1] = {logit(j)};
+      write(x, j);
+      if (span_.grad != nullptr) narrow(x[0], span_.grad[j * span_.grad_stride]);
     });
+    const Bits128* const from = span_.x_packs();
+    const Bits128* const mine = cache_ + threadIdx.x;
+    Bits128* const to = span_.grad_packs();
     span_.template for_packs<kInFlight>(
         [&](int i, int slot) {
-          return slot < cached_ ? cache_[slot * blockDim.x + threadIdx.x]
-                                : load_stream(span_.x_packs() + i);
+          return slot < cached_ ? mine[slot * blockDim.x] : load_stream(from + i);
         },
         [&](int i, int, const Bits128& bits) {
-          Pack<scalar_t> pack = unpack<scalar_t>(bits);
-#pragma unroll
-          for (int k = 0; k < kSize; ++k)
-            narrow(write(span_.head + i * kSize + k, widen(pack.value[k])), pack.value[k]);
-          if (span_.grad != nullptr) store_stream(span_.grad_packs() + i, bits_of(pack));
+          acc_t x[kSize];
+          widen_pack<scalar_t>(bits, x);
+          write(x, span_.head + i * kSize);
+          if (span_.grad != nullptr) store_stream(to + i, narrow_pack<scalar_t>(x));
         });
   }
 
-  __device__ __forceinline__ void second_pass_plain(GradientOf<acc_t> g, acc_t weight) {
+  __device__ __forceinline__ void second_pass_plain(const GradientOf<acc_t>& g, acc_t weight) {
     if (weight == 0) return zero_row(span_);
+    using Exp = Exponent<acc_t>;
+    const Scale<acc_t> t(g.shift);
     const acc_t at_label = weight * g.g_y;
-    g.p_scale *= weight;
-    second_pass([&](int j, acc_t x) { return j == label_ ? at_label : g.p(x); });
+    const acc_t factor = weight * (g.p_scale * Exp::power(-t(g.shift)));
+    second_pass([&](auto& x, int first) {
+      const unsigned label = static_cast<unsigned>(label_ - first);
+      constexpr int kCount = sizeof(x) / sizeof(acc_t);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k] = factor * Exp::power(t(x[k]));
+      if (label < kCount) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k)
+          if (k == static_cast<int>(label)) x[k] = at_label;
+      }
+    });
   }
 
   // Returns ||g||^2.
   __device__ __forceinline__ acc_t second_pass_general(const GradientOf<acc_t>& g, acc_t weight) {
     acc_t square[1] = {0};
-    second_pass([&](int j, acc_t x) {
-      const acc_t value = g.general(x, j);
-      square[0] += value * value;
-      return weight == 0 ? acc_t(0) : weight * value;
+    second_pass([&](auto& x, int first) {
+#pragma unroll
+      for (int k = 0; k < static_cast<int>(sizeof(x) / sizeof(acc_t)); ++k) {
+        const acc_t value = g.general(x[k], first + k);
+        square[0] += value * value;
+        x[k] = weight == 0 ? acc_t(0) : weight * value;
+      }
     });
     reduce_.sum(square);
     return square[0];
-  }
-
-  __device__ __forceinline__ void write(const RowResult<acc_t>& r, acc_t weight, bool finite,
-                                        bool stats) const {
-    acc_t* out = static_cast<acc_t*>(a_.row_stats) + t_;  // (5, N)
-    const int64_t rows = a_.layout.rows;
-    out[kNll * rows] = r.nll;
-    out[kLogsumexp * rows] = r.logsumexp;
-    out[kGradNorm * rows] = stats ? sqrt(r.grad_norm_sq) : acc_t(0);
-    out[kEntropy * rows] = stats ? r.entropy : acc_t(0);
-    out[kCorrect * rows] = finite ? acc_t(r.correct) : acc_t(NAN);
-    static_cast<acc_t*>(a_.row_loss)[t_] = weight == 0 ? acc_t(0) : weight * r.row_loss;
   }
 
   const ChunkLossArgs& a_;

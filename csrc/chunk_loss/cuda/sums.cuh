@@ -1,12 +1,14 @@
 // chunk_loss, after the rows: what a chunk's rows add up to.
 //
 // chunk_mean_grad_kernel   ||sum_t g_t||^2 of a chunk, in parts: one block per (chunk, tile of
-//                          columns). A thread owns the columns of one pack of 16 bytes and keeps
-//                          their sums in registers while it walks through the chunk's rows in
-//                          ascending order, so there is no (C, V) buffer and no atomic. Reads the
-//                          logits of the chunk's rows once more: b V bytes a row.
-// chunk_loss_sum_kernel    one block per chunk: the statistics and the loss of its rows, in double
-//                          and in a fixed order; the last block to finish adds up the loss.
+//                          columns, slab of rows). A thread owns the columns of one pack of 16 bytes
+//                          and keeps their sums in registers while it walks through the slab in
+//                          ascending order, four rows in flight. The last block of a tile adds up
+//                          its slabs in order, so there is no atomic addition. Reads the logits of
+//                          the chunk's rows once more: b V bytes a row.
+// chunk_loss_sum_kernel    one block per (chunk, part of its rows): their statistics and loss, in
+//                          double and in a fixed order; the last block of a chunk adds up its parts,
+//                          the last block of all the loss.
 #pragma once
 
 #include "rows.cuh"
@@ -16,11 +18,20 @@ namespace cwt {
 constexpr int kMeanThreads = 256;
 constexpr int kSumThreads = 256;
 
+// What the gradient of a row is made from, and where its logits are.
+template <typename acc_t>
+struct ListedRow {
+  int64_t at;  // elements from the first logit
+  acc_t shift, p_scale, g_y, p_factor;
+  int label;
+};
+
 // Lists the rows of [begin, begin + blockDim.x) that belong to the chunk's statistics and were
 // read, ascending. Returns how many. Ends with a barrier.
+template <typename acc_t>
 __device__ __forceinline__ int list_rows(const ChunkLossArgs& a, int64_t chunk, int64_t begin,
-                                         int64_t end, int64_t* list, int* warp_counts) {
-  const int64_t t = begin + threadIdx.x;
+                                         int64_t end, ListedRow<acc_t>* list, int* warp_counts) {
+  const int64_t t = begin + threadIdx.x, rows = a.layout.rows;
   const bool mine = t < end && (a.states[t] & kInStats) != 0 && is_read(state_at(a, t)) &&
                     chunk_at(a, t) == chunk;
   const unsigned lanes = __ballot_sync(kFullWarp, mine);
@@ -31,56 +42,101 @@ __device__ __forceinline__ int list_rows(const ChunkLossArgs& a, int64_t chunk, 
     if (w < warp_of_thread()) before += warp_counts[w];
     total += warp_counts[w];
   }
-  if (mine) list[before + __popc(lanes & ((1u << lane_of_thread()) - 1))] = t;
+  if (mine) {
+    const acc_t* sums = static_cast<const acc_t*>(a.row_sums) + t;  // (3, N)
+    GradientOf<acc_t> g{sums[0],
+                        sums[rows],
+                        sums[2 * rows],
+                        1,
+                        0,
+                        softcap_of<acc_t>(a),
+                        static_cast<int>(a.labels[t])};
+    g.apply(a, static_cast<const acc_t*>(a.row_stats)[kLogsumexp * rows + t]);
+    list[before + __popc(lanes & ((1u << lane_of_thread()) - 1))] = {
+        a.layout.row(t), g.shift, g.p_scale, g.g_y, g.p_factor, g.label};
+  }
   __syncthreads();
   return total;
 }
 
-template <typename scalar_t>
-__global__ void __launch_bounds__(kMeanThreads)
-    chunk_mean_grad_kernel(const ChunkLossArgs a, const int tiles) {
-  using acc_t = typename AccOf<scalar_t>::type;
-  using Reduce = BlockReduce<double, 1>;
-  constexpr int kSize = Pack<scalar_t>::kSize;
-  CWT_SHARED(int64_t, list, kMeanThreads);
-  CWT_SHARED(int, warp_counts, kMaxWarps);
-  CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
-  Reduce reduce(shared);
-  const int64_t chunk = blockIdx.x / tiles, rows = a.layout.rows, stride = a.layout.vocab_stride;
+// Adds the gradients of `count` listed rows to the sums of this thread's columns.
+template <typename scalar_t, typename acc_t, int kSize>
+__device__ __forceinline__ void add_gradients(const ChunkLossArgs& a, const ListedRow<acc_t>* list,
+                                              int count, int column, acc_t (&total)[kSize]) {
+  constexpr int kRows = 4;
   const int vocab = static_cast<int>(a.layout.vocab);
-  const int column = static_cast<int>(blockIdx.x % tiles * blockDim.x + threadIdx.x) * kSize;
-  const acc_t* sums = static_cast<const acc_t*>(a.row_sums);                            // (3, N)
-  const acc_t* logsumexp = static_cast<const acc_t*>(a.row_stats) + kLogsumexp * rows;  // (N)
-  acc_t total[kSize] = {};
-  const int64_t end = a.end_row[chunk];
-  for (int64_t begin = rows - a.first_row[chunk]; begin < end; begin += blockDim.x) {
-    const int count = list_rows(a, chunk, begin, end, list, warp_counts);
-    for (int r = 0; r < count; ++r) {
-      const int64_t t = list[r];
-      const scalar_t* x = static_cast<const scalar_t*>(a.logits) + a.layout.row(t);
-      GradientOf<acc_t> g{sums[t], sums[rows + t],       sums[2 * rows + t],           1,
-                          0,       softcap_of<acc_t>(a), static_cast<int>(a.labels[t])};
-      g.apply(a, logsumexp[t]);
-      const bool whole = stride == 1 && column + kSize <= vocab &&
-                         (reinterpret_cast<uintptr_t>(x + column) & 15) == 0;
-      if (whole) {
-        const Pack<scalar_t> pack =
-            unpack<scalar_t>(load_stream(reinterpret_cast<const Bits128*>(x + column)));
+  const int64_t stride = a.layout.vocab_stride;
+  const scalar_t* logits = static_cast<const scalar_t*>(a.logits);
+  for (int r = 0; r < count; r += kRows) {
+    Pack<scalar_t> pack[kRows];
 #pragma unroll
-        for (int k = 0; k < kSize; ++k) total[k] += g.general(widen(pack.value[k]), column + k);
+    for (int u = 0; u < kRows; ++u) {
+      if (r + u >= count) break;
+      const scalar_t* x = logits + list[r + u].at;
+      if (stride == 1 && column + kSize <= vocab &&
+          (reinterpret_cast<uintptr_t>(x + column) & 15) == 0) {
+        pack[u] = unpack<scalar_t>(load_stream(reinterpret_cast<const Bits128*>(x + column)));
       } else {
 #pragma unroll
         for (int k = 0; k < kSize; ++k)
-          if (column + k < vocab)
-            total[k] += g.general(widen(x[(column + k) * stride]), column + k);
+          if (column + k < vocab) pack[u].value[k] = x[(column + k) * stride];
       }
+    }
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (r + u >= count) break;
+      const ListedRow<acc_t>& row = list[r + u];
+      const GradientOf<acc_t> g{row.shift,
+                                row.p_scale,
+                                row.g_y,
+                                row.p_factor,
+                                static_cast<acc_t>(a.smoothing_per_logit),
+                                softcap_of<acc_t>(a),
+                                row.label};
+#pragma unroll
+      for (int k = 0; k < kSize; ++k)
+        if (column + k < vocab) total[k] += g.general(widen(pack[u].value[k]), column + k);
+    }
+  }
+}
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kMeanThreads, 2)
+    chunk_mean_grad_kernel(const ChunkLossArgs a, const int tiles, const int slabs) {
+  using acc_t = typename AccOf<scalar_t>::type;
+  using Reduce = BlockReduce<double, 1>;
+  constexpr int kSize = Pack<scalar_t>::kSize;
+  CWT_SHARED(ListedRow<acc_t>, list, kMeanThreads);
+  CWT_SHARED(int, warp_counts, kMaxWarps);
+  CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
+  Reduce reduce(shared);
+  const int64_t chunk_tile = blockIdx.x / slabs, chunk = chunk_tile / tiles;
+  const int slab = static_cast<int>(blockIdx.x % slabs);
+  const int column = static_cast<int>(chunk_tile % tiles * blockDim.x + threadIdx.x) * kSize;
+  const RowRange range = rows_of_part(a, chunk, slab, slabs);
+  acc_t total[kSize] = {};
+  for (int64_t begin = range.begin; begin < range.end; begin += blockDim.x) {
+    const int count = list_rows(a, chunk, begin, range.end, list, warp_counts);
+    add_gradients<scalar_t>(a, list, count, column, total);
+  }
+  if (slabs > 1) {
+    acc_t* sums = static_cast<acc_t*>(a.slab_sums) + threadIdx.x * kSize;
+    const int64_t size = blockDim.x * kSize, first = chunk_tile * slabs;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) sums[(first + slab) * size + k] = total[k];
+    if (!is_last_block(&a.tile_slabs[chunk_tile], slabs)) return;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) total[k] = 0;
+    for (int s = 0; s < slabs; ++s) {
+#pragma unroll
+      for (int k = 0; k < kSize; ++k) total[k] += sums[(first + s) * size + k];
     }
   }
   double square[1] = {0};
 #pragma unroll
   for (int k = 0; k < kSize; ++k) square[0] += static_cast<double>(total[k]) * total[k];
   reduce.sum(square);
-  if (threadIdx.x == 0) a.tile_square[blockIdx.x] = square[0];
+  if (threadIdx.x == 0) a.tile_square[chunk_tile] = square[0];
 }
 
 template <typename acc_t>
@@ -101,16 +157,18 @@ __device__ __forceinline__ void write_chunk(const ChunkLossArgs& a, int64_t chun
 
 template <typename acc_t>
 __global__ void __launch_bounds__(kSumThreads)
-    chunk_loss_sum_kernel(const ChunkLossArgs a, const int tiles) {
-  using Reduce = BlockReduce<double, kNumChunkStats + 1>;
+    chunk_loss_sum_kernel(const ChunkLossArgs a, const int parts, const int tiles) {
+  using Reduce = BlockReduce<double, kNumChunkStats>;
   CWT_SHARED(double, shared, 2 * Reduce::kBuffer);
+  CWT_SHARED(double, whole, kNumChunkStats);
   Reduce reduce(shared);
-  const int64_t mine = blockIdx.x, chunks = a.options.num_chunks, rows = a.layout.rows;
+  const int64_t mine = blockIdx.x / parts, chunks = a.options.num_chunks, rows = a.layout.rows;
   if (mine < chunks) {
-    double sums[kNumChunkStats + 1] = {};  // the place of kMeanGradNorm holds the loss
+    double sums[kNumChunkStats] = {};  // the place of kMeanGradNorm holds the loss
     const acc_t* stats = static_cast<const acc_t*>(a.row_stats);
-    const int64_t end = a.end_row[mine];
-    for (int64_t t = rows - a.first_row[mine] + threadIdx.x; t < end; t += blockDim.x) {
+    const RowRange range = rows_of_part(a, mine, static_cast<int>(blockIdx.x % parts), parts);
+#pragma unroll 2
+    for (int64_t t = range.begin + threadIdx.x; t < range.end; t += blockDim.x) {
       if (chunk_at(a, t) != mine) continue;
       if (state_at(a, t) == RowState::kCounts)
         sums[kMeanGradNorm] += static_cast<const acc_t*>(a.row_loss)[t];
@@ -123,21 +181,35 @@ __global__ void __launch_bounds__(kSumThreads)
       sums[kGradNormSum] += norm;
       sums[kGradSqSum] += norm * norm;
     }
-    for (int64_t i = threadIdx.x; i < tiles; i += blockDim.x)
-      sums[kNumChunkStats] += a.tile_square[mine * tiles + i];
     reduce.sum(sums);
-    if (threadIdx.x == 0) {
-      double own[kNumChunkStats];
+    double* own = a.sum_parts + int64_t(blockIdx.x) * kNumChunkStats;
+    if (threadIdx.x == 0)
       for (int s = 0; s < kNumChunkStats; ++s) own[s] = sums[s];
-      write_chunk<acc_t>(a, mine, own, sums[kNumChunkStats]);
-      a.chunk_loss[mine] = sums[kMeanGradNorm];
+    if (is_last_block(&a.chunk_parts[mine], parts)) {
+      if (threadIdx.x < kNumChunkStats) {
+        double total = 0;
+        for (int p = 0; p < parts; ++p)
+          total += a.sum_parts[(mine * parts + p) * kNumChunkStats + threadIdx.x];
+        whole[threadIdx.x] = total;
+      }
+      double square[1] = {0};
+      for (int i = threadIdx.x; i < tiles; i += blockDim.x)
+        square[0] += a.tile_square[mine * tiles + i];
+      reduce.sum(square);  // with a barrier: `whole` is written
+      if (threadIdx.x == 0) {
+        write_chunk<acc_t>(a, mine, whole, square[0]);
+        a.chunk_loss[mine] = whole[kMeanGradNorm];
+        a.errors[kNumErrorCounts + mine] = a.error_counts[kNumErrorCounts + mine];
+      }
     }
   }
-  if (!is_last_block(&a.counters[kSumBlocks]) || a.options.reduction == kNone) return;
+  if (!is_last_block(&a.counters[kSumBlocks], gridDim.x)) return;
+  const bool bad = a.error_counts[kBadLabels] + a.error_counts[kBadChunks] > 0;
+  if (threadIdx.x < kNumErrorCounts) a.errors[threadIdx.x] = a.error_counts[threadIdx.x];
+  if (a.options.reduction == kNone) return;
   double total[1] = {0};
   for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) total[0] += a.chunk_loss[c];
   reduce.sum(total);
-  const bool bad = a.errors[kBadLabels] + a.errors[kBadChunks] > 0;
   if (threadIdx.x == 0)
     static_cast<acc_t*>(a.loss)[0] = bad ? acc_t(NAN) : static_cast<acc_t>(total[0]);
 }
