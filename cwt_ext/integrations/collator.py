@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cwt_ext.integrations.targets import FILLERS, TARGETS
+from cwt_ext.integrations.targets import FILLERS, IGNORE_INDEX, TARGETS
+
+_LOG = logging.getLogger("cwt_ext.integrations")
 
 Truncation = Literal["keep_end", "keep_start"]
 
@@ -56,6 +59,7 @@ class ChunkCollator:
     truncation: Truncation = "keep_end"
     pad_to_multiple_of: int | None = None
     encoder_decoder: bool = False
+    _reported: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.truncation not in ("keep_end", "keep_start"):
@@ -79,7 +83,7 @@ class ChunkCollator:
                 )
         fillers = {**FILLERS, "input_ids": self.pad_token_id, "attention_mask": 0}
         batch = {name: self._pad([row[name] for row in columns], fillers[name]) for name in names}
-        if not ((batch["labels"] != FILLERS["labels"]) & (batch["chunk_ids"] >= 0)).any():
+        if not _bears_loss(batch):
             raise ValueError(
                 f"ChunkCollator: no token of the {len(rows)} rows has a label and a chunk"
                 + (f" within max_length={self.max_length}." if self.max_length else ".")
@@ -96,8 +100,8 @@ class ChunkCollator:
         source = torch.as_tensor(row["input_ids"], dtype=torch.int64)
         found = {
             "input_ids": source,
-            "attention_mask": torch.as_tensor(row.get("attention_mask", torch.ones_like(source))),
-            "labels": torch.as_tensor(row.get("labels", source), dtype=torch.int64),
+            "attention_mask": torch.as_tensor(_given(row, "attention_mask", torch.ones_like(source))),
+            "labels": torch.as_tensor(_given(row, "labels", source), dtype=torch.int64),
             "chunk_ids": torch.as_tensor(row["chunk_ids"], dtype=torch.int64),
         }
         if row.get("token_weight") is not None:
@@ -110,7 +114,15 @@ class ChunkCollator:
                     f"{of} of shape {tuple(found[of].shape)}; wanted one entry a token in both. "
                     "Leave truncation to ChunkCollator(max_length=...), which cuts all columns."
                 )
-        return {name: self._cut(name, value) for name, value in found.items()}
+        cut = {name: self._cut(name, value) for name, value in found.items()}
+        if _bears_loss(found) and not _bears_loss(cut) and not self._reported:
+            self._reported = True
+            _LOG.warning(
+                "ChunkCollator: max_length=%d cuts off every label of a row; it adds nothing to the "
+                "loss. Further rows are not reported.",
+                self.max_length,
+            )
+        return cut
 
     def _cut(self, name: str, value: Tensor) -> Tensor:
         if self.max_length is None:
@@ -125,3 +137,11 @@ class ChunkCollator:
         for row, value in zip(out, values, strict=True):
             row[: len(value)] = value
         return out
+
+
+def _given(row: Mapping[str, Any], name: str, default: Tensor) -> Any:
+    return default if row.get(name) is None else row[name]
+
+
+def _bears_loss(columns: Mapping[str, Tensor]) -> bool:
+    return bool(((columns["labels"] != IGNORE_INDEX) & (columns["chunk_ids"] >= 0)).any())

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 Forward = Callable[..., Any]
 _LARGE, _SMALL = 2.0**20, 2.0**-8
 _TOLERANCE = 1e-5  # of float32 arithmetic on probe rows
+_UNKNOWN = "the model changes its logits in another way than by a scale, a softcap or an offset"
 
 
 class LogitsMap(NamedTuple):
@@ -155,27 +156,23 @@ def _probes(vocab: int, like: Tensor) -> Tensor:
 
 def _fit(probes: Tensor, answers: Tensor) -> LogitsMap:
     """Returns the f that takes `probes` to `answers`, both (1, 4, V)."""
-    if answers.shape != probes.shape or answers.dtype != torch.float32:
-        raise NotFused("the model changes its logits in another way than element by element")
+    if answers.shape != probes.shape or not bool(answers.isfinite().all()):
+        raise NotFused(_UNKNOWN)
     zero, small, large, _ = answers[0].double()
-    if not bool(answers.isfinite().all()):
-        raise NotFused("the model's own change of its logits is not finite")
     slope = ((small - zero) / _SMALL).mean().item()
     steep = ((large - zero) / _LARGE).mean().item()
     offset = answers[0, 0] if bool(zero.any()) else None
-    if steep > 0.5 * slope:  # a softcap would be below it by orders of magnitude
+    if steep > 0.5 * slope > 0:  # a softcap would be below it by orders of magnitude
         found = LogitsMap(_plain(steep), None, offset)
-    elif offset is None:
+    else:
         softcap = large.max().item()
         scale = (softcap / _SMALL * torch.atanh(small / softcap)).mean().item()
+        if not (offset is None and 0 < scale < float("inf") and softcap > 0):
+            raise NotFused(_UNKNOWN)
         found = LogitsMap(_plain(scale), _plain(softcap))
-    else:
-        raise NotFused("the model adds to its logits and caps them")
     error = (found(probes) - answers).abs() / (1 + answers.abs())
-    if not error.max().item() <= _TOLERANCE or found.scale <= 0:
-        raise NotFused(
-            "the model changes its logits in another way than by a scale, a softcap or an offset"
-        )
+    if not error.max().item() <= _TOLERANCE:
+        raise NotFused(_UNKNOWN)
     return found
 
 

@@ -294,21 +294,25 @@ class ModelChunkLoss:
             ids = targets.chunk_ids.clamp(0, len(call["active"]) - 1).long()
             beyond = targets.chunk_ids >= len(call["active"])  # chunk_loss refuses them
             counts &= (call["active"].to(ids.device)[ids] != 0) | beyond
-        head = self.inner.get_output_embeddings()
-        if head is None or keep_logits:
-            output = run()
-            return output, chunk_loss(
-                output.logits, *targets[:2], token_weight=targets.token_weight, **call
-            )
-        handle = head.register_forward_pre_hook(lambda _, args: (args[0][counts][None], *args[1:]))
+        picked: list[bool] = []
+
+        def pick(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            picked.append(True)
+            return (args[0][counts][None], *args[1:])
+
+        head = None if keep_logits else self.inner.get_output_embeddings()
+        handle = None if head is None else head.register_forward_pre_hook(pick)
         try:
             output = run()
         finally:
-            handle.remove()
-        picked = Targets(*(None if t is None else t[counts] for t in targets))  # type: ignore[arg-type]
-        found = chunk_loss(
-            output.logits[0], *picked[:2], token_weight=picked.token_weight, **call
-        )
+            if handle is not None:
+                handle.remove()
+        logits, weight = output.logits, targets.token_weight
+        if not picked:  # a model that does not call its head
+            return output, chunk_loss(logits, *targets[:2], token_weight=weight, **call)
+        weight = None if weight is None else weight[counts]
+        labels, ids = targets.labels[counts], targets.chunk_ids[counts]
+        found = chunk_loss(logits[0], labels, ids, token_weight=weight, **call)
         return output, found._replace(rows=None)
 
     def _fused_map(
