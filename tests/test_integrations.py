@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration_models import C, FAMILIES, SEQ2SEQ, V, batch_for, eager_loss, small_model
+from integration_models import FAMILIES, SEQ2SEQ, C, V, batch_for, eager_loss, small_model
 
 import cwt_ext
 from cwt_ext.integrations import ChunkCollator, ModelChunkLoss
@@ -291,10 +291,15 @@ def test_a_step_without_a_token_that_counts_is_refused():
     ("options", "call", "error", "match"),
     [
         ({"reduction": "sum"}, None, ValueError, "reduction must be .*got 'sum'"),
-        ({"backend": "best"}, None, ValueError, 'backend must be "auto".*got \'best\''),
+        ({"backend": "best"}, None, ValueError, "backend must be \"auto\".*got 'best'"),
         ({"reduction": "chunk_mean"}, lambda f, b: f.step([b]), ValueError, "num_chunks or active"),
         ({}, lambda f, b: f.step([b], active=torch.ones(2)), IndexError, "active has 2.* reach 2"),
-        ({}, lambda f, b: f({"input_ids": b["labels"]}), ValueError, "'chunk_ids', got .'input_ids"),
+        (
+            {},
+            lambda f, b: f({"input_ids": b["labels"]}),
+            ValueError,
+            "'chunk_ids', got .'input_ids",
+        ),
         ({"num_chunks": 2}, lambda f, b: f(b), IndexError, r"outside \[-1, 2\)|in \[-1, 2\)"),
     ],
     ids=["reduction", "backend", "chunks", "beyond", "columns", "num_chunks"],
@@ -306,13 +311,14 @@ def test_wrong_arguments_say_what_was_wanted(options, call, error, match):
 
 
 def test_a_model_without_a_head_and_one_with_a_router_are_refused():
-    with pytest.raises(TypeError, match="a transformers model with an output head.*got Linear"):
+    with pytest.raises(TypeError, match=r"a transformers model with an output head.*got Linear"):
         ModelChunkLoss(torch.nn.Linear(2, 2))
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
         vocab_size=V, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, output_router_logits=True,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
+        output_router_logits=True,
     )  # fmt: skip
     model, batch = MixtralForCausalLM(config), batch_for("llama")
     with pytest.raises(ValueError, match=r"router loss \(aux_loss\), which is not supported"):

@@ -100,7 +100,9 @@ class ChunkCollator:
         source = torch.as_tensor(row["input_ids"], dtype=torch.int64)
         found = {
             "input_ids": source,
-            "attention_mask": torch.as_tensor(_given(row, "attention_mask", torch.ones_like(source))),
+            "attention_mask": torch.as_tensor(
+                _given(row, "attention_mask", torch.ones_like(source))
+            ),
             "labels": torch.as_tensor(_given(row, "labels", source), dtype=torch.int64),
             "chunk_ids": torch.as_tensor(row["chunk_ids"], dtype=torch.int64),
         }
@@ -118,8 +120,8 @@ class ChunkCollator:
         if _bears_loss(found) and not _bears_loss(cut) and not self._reported:
             self._reported = True
             _LOG.warning(
-                "ChunkCollator: max_length=%d cuts off every label of a row; it adds nothing to the "
-                "loss. Further rows are not reported.",
+                "ChunkCollator: max_length=%d cuts off every label of a row; it adds nothing to "
+                "the loss. Further rows are not reported.",
                 self.max_length,
             )
         return cut

@@ -1,4 +1,4 @@
-"""The chunk loss of a transformers model on a batch: labels, head and normalisation in one place."""
+"""The chunk loss of a transformers model on a batch: labels, head and denominator together."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ class ModelChunkLoss:
         found = self._measured[-1]
         return f"chunk_loss: {found}" if isinstance(found, str) else "linear_chunk_loss"
 
-    def step(
-        self, batches: Iterable[Mapping[str, Any]], *, active: Tensor | None = None
-    ) -> Step:
+    def step(self, batches: Iterable[Mapping[str, Any]], *, active: Tensor | None = None) -> Step:
         """Returns the denominator of a step, counted over its micro-batches and all ranks.
 
         Every rank must call it, each with its own batches: where torch.distributed is initialised,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl import SFTTrainer
+from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from cwt_ext.integrations.targets import TARGETS
 from cwt_ext.integrations.trainer import ChunkTrainerMixin

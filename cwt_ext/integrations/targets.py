@@ -77,7 +77,8 @@ def token_weights(targets: Targets, active: Tensor | None) -> tuple[Tensor, Tens
     if active is not None:
         if ids.numel() and int(ids.max()) >= len(active):
             raise IndexError(
-                f"chunk loss: active has {len(active)} chunks, but chunk_ids reach {int(ids.max())}."
+                f"chunk loss: active has {len(active)} chunks, but chunk_ids reach "
+                f"{int(ids.max())}."
             )
         weight = weight * active.to(ids.device).double()[ids]
     return ids, weight

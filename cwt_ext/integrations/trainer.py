@@ -59,7 +59,7 @@ def _widen(sums: Tensor, chunks: int) -> Tensor:
     return torch.nn.functional.pad(sums, (0, chunks - sums.shape[1]))
 
 
-class ChunkTrainerMixin(_Trainer):
+class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
     """Makes a transformers Trainer train on chunk_loss; put it before the Trainer's class.
 
     Rows need `input_ids` and `chunk_ids`, and may have `labels` and `token_weight`, each with one
@@ -93,6 +93,8 @@ class ChunkTrainerMixin(_Trainer):
             class MyTrainer(ChunkTrainerMixin, Seq2SeqTrainer): ...
     """
 
+    _signature_columns: Any
+
     def __init__(
         self,
         *args: Any,
@@ -107,7 +109,9 @@ class ChunkTrainerMixin(_Trainer):
     ) -> None:
         name = type(self).__name__
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError(f"{name}: the loss is chunk_loss; compute_loss_func must not be given.")
+            raise ValueError(
+                f"{name}: the loss is chunk_loss; compute_loss_func must not be given."
+            )
         collator = kwargs.get("data_collator")
         if collator is not None and max_length is not None:
             raise ValueError(
