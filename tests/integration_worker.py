@@ -1,7 +1,7 @@
 """Trains a small model with ChunkTrainer, alone or as one of several processes, and saves it.
 
-python integration_worker.py OUT ACCUMULATION KIND; RANK and WORLD_SIZE in the environment say how
-many processes there are. Every optimizer step sees the same 8 rows, however they are divided.
+python integration_worker.py OUT ACCUMULATION:KIND...; RANK and WORLD_SIZE in the environment say
+how many processes there are. Every optimizer step sees the same 8 rows, however they are divided.
 """
 
 import os
@@ -42,26 +42,34 @@ def dataset():
     return rows
 
 
-def main(out, accumulation, kind):
+KINDS = {
+    "token_mean": {},
+    "chunk_mean": {"reduction": "chunk_mean", "num_chunks": 3},
+    "active": {"active": torch.tensor([0.5, 0.0, 2.0])},
+    "logits": {"backend": "logits"},
+}
+
+
+def train(out, accumulation, kind):
+    """Returns the lines of the log that have a loss, and the trained weights."""
     from transformers import TrainingArguments
 
     from cwt_ext.integrations import ChunkTrainer
 
-    more = {
-        "token_mean": {},
-        "chunk_mean": {"reduction": "chunk_mean", "num_chunks": 3},
-        "active": {"active": torch.tensor([0.5, 0.0, 2.0])},
-        "logits": {"backend": "logits"},
-    }[kind]
-    arguments = TrainingArguments(**options(out, int(accumulation)))
-    trainer = ChunkTrainer(small_model("llama"), arguments, train_dataset=dataset(), **more)
+    arguments = TrainingArguments(**options(out, accumulation))
+    model = small_model("llama")
+    trainer = ChunkTrainer(model, arguments, train_dataset=dataset(), **KINDS[kind])
     trainer.train()
-    if trainer.is_world_process_zero():
-        logs = [row for row in trainer.state.log_history if "loss" in row]
-        torch.save({"logs": logs, "state": trainer.model.state_dict()}, Path(out) / "result.pt")
+    logs = [row for row in trainer.state.log_history if "loss" in row]
+    return {"logs": logs, "state": trainer.model.state_dict()}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    folder, *jobs = sys.argv[1:]
+    results = {}
+    for job in jobs:
+        steps, kind_of_job = job.split(":")
+        results[job] = train(folder, int(steps), kind_of_job)
+    if os.environ["RANK"] == "0":
+        torch.save(results, Path(folder) / "results.pt")
+    torch.distributed.destroy_process_group()

@@ -234,6 +234,26 @@ def test_all_logits_on_request():
     assert out.loss.item() == pytest.approx(eager_loss(model, batch).item(), abs=1e-5)
 
 
+def test_a_compiled_body_is_fine_and_a_compiled_head_is_refused():
+    model, batch = small_model("llama"), batch_for("llama")
+    in_place = small_model("llama")
+    in_place.compile(backend="eager")
+    for compiled in (torch.compile(model, backend="eager"), in_place):
+        with pytest.raises(TypeError, match=r"together with its head.*base_model.compile\(\)"):
+            ModelChunkLoss(compiled)
+    model.base_model.compile(backend="eager")
+    loss_of = ModelChunkLoss(model)
+    compare_with_eager(model, batch, loss_of)
+    assert loss_of.path == "linear_chunk_loss"
+
+
+def test_activation_checkpointing_changes_nothing():
+    model, batch = small_model("llama"), batch_for("llama")
+    model.train()
+    model.activation_checkpointing_enable()
+    compare_with_eager(model, batch, ModelChunkLoss(model))
+
+
 # Silent faults that users met
 
 

@@ -10,31 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from integration_models import C, batch_for, eager_loss, rows_of, small_model
-from integration_worker import dataset, options
+from integration_worker import dataset, options, train
 
 from cwt_ext.integrations import ChunkCollator, ChunkSFTTrainer, ChunkTrainer, ModelChunkLoss
 
 TESTS = Path(__file__).parent
-
-
-def work(out, accumulation, kind, ranks=1):
-    """The logged losses and the trained weights of integration_worker.py on `ranks` processes."""
-    out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(TESTS / "integration_worker.py"), out, str(accumulation), kind]
-    paths = os.pathsep.join(str(p) for p in (TESTS.parent, TESTS))
-    base = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    started = []
-    for rank in range(ranks):
-        own = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        with (out / f"{rank}.txt").open("w") as log:
-            started.append(subprocess.Popen(command, env=base | own, stdout=log, stderr=log))
-    codes = [process.wait(240) for process in started]
-    assert codes == [0] * ranks, (out / "0.txt").read_text()[-2000:]
-    return torch.load(out / "result.pt")
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +24,13 @@ def whole(tmp_path_factory):
 
     def of(kind):
         if kind not in done:
-            done[kind] = work(tmp_path_factory.mktemp("whole") / kind, 1, kind)
+            done[kind] = train(tmp_path_factory.mktemp("whole"), 1, kind)
         return done[kind]
 
     return of
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "ranks", "kind"),
-    [
-        (2, 1, "token_mean"),
-        (4, 1, "token_mean"),
-        (1, 2, "token_mean"),
-        (4, 2, "token_mean"),
-        (4, 1, "chunk_mean"),
-        (2, 2, "chunk_mean"),
-        (2, 2, "active"),
-        (2, 2, "logits"),
-    ],
-)
-def test_accumulation_and_ranks_give_one_loss(accumulation, ranks, kind, whole, tmp_path):
-    """Accumulation without a normalizer changed the loss; per-rank means were off by 9 %."""
-    want, got = whole(kind), work(tmp_path / "out", accumulation, kind, ranks)
+def compare_runs(got, want):
     assert len(want["logs"]) == 3
     for one, other in zip(want["logs"], got["logs"], strict=True):
         assert one.keys() == other.keys()
@@ -73,6 +38,44 @@ def test_accumulation_and_ranks_give_one_loss(accumulation, ranks, kind, whole, 
             assert other[name] == pytest.approx(one[name], abs=1e-5), name
     for name, value in want["state"].items():
         torch.testing.assert_close(got["state"][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "kind"), [(2, "token_mean"), (4, "token_mean"), (4, "chunk_mean")]
+)
+def test_accumulation_gives_one_loss(accumulation, kind, whole, tmp_path):
+    """Without a normalizer, accumulation changed the loss."""
+    compare_runs(train(tmp_path, accumulation, kind), whole(kind))
+
+
+JOBS = ["1:token_mean", "4:token_mean", "2:chunk_mean", "2:active", "2:logits"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """integration_worker.py on two processes, every job."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(TESTS / "integration_worker.py"), str(out), *JOBS]
+    paths = os.pathsep.join(str(p) for p in (TESTS.parent, TESTS))
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    base = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **group}
+    started = []
+    for rank in ("0", "1"):
+        with (out / f"{rank}.txt").open("w") as log:
+            own = {**base, "RANK": rank, "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
+    codes = [process.wait(240) for process in started]
+    assert codes == [0, 0], (out / "0.txt").read_text()[-2000:]
+    return torch.load(out / "results.pt")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_two_ranks_give_the_loss_of_one(job, two_ranks, whole):
+    """Means per rank were off by 9 %."""
+    compare_runs(two_ranks[job], whole(job.split(":")[1]))
 
 
 def test_the_logged_loss_is_the_eager_one_and_so_are_the_chunks(whole):
@@ -190,10 +193,15 @@ def test_evaluation_gives_the_loss_the_chunks_and_the_logits(tmp_path):
 
 
 def test_what_cannot_work_is_refused(tmp_path):
+    from transformers import TrainingArguments
+
     with pytest.raises(ValueError, match="compute_loss_func must not be given"):
         make_trainer(tmp_path, compute_loss_func=print)
     with pytest.raises(ValueError, match="max_length=4 is for the default collator"):
         make_trainer(tmp_path, max_length=4, data_collator=ChunkCollator(0))
+    compiled = TrainingArguments(**options(tmp_path, 1, torch_compile=True))
+    with pytest.raises(ValueError, match="torch_compile=True compiles the model together with its"):
+        make_trainer(tmp_path, arguments=compiled)
     rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}] * 8
     with pytest.raises(ValueError, match="row 0 must have input_ids and chunk_ids"):
         make_trainer(tmp_path, rows=rows).train()

@@ -47,16 +47,14 @@ class NotFused(Exception):
 
 
 def inner_model(model: Any) -> Any:
-    """Returns the transformers model inside torch.compile, DDP and PEFT wrappers.
+    """Returns the transformers model inside DDP and PEFT wrappers.
 
     Raises:
-        TypeError: what is inside has no `get_output_embeddings`.
+        TypeError: what is inside has no `get_output_embeddings`, or is compiled as a whole.
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
         elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             model = model.get_base_model()
         else:
@@ -65,6 +63,11 @@ def inner_model(model: Any) -> Any:
         raise TypeError(
             "chunk loss: model must be a transformers model with an output head "
             f"(get_output_embeddings), or DDP or PEFT around one, got {type(model).__name__}."
+        )
+    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
+        raise TypeError(
+            "chunk loss: the model is compiled together with its head, whose place the loss takes; "
+            "compile its body instead: model.base_model.compile()."
         )
     return model
 

@@ -61,7 +61,8 @@ class ModelChunkLoss:
     forward, so DDP, FSDP2, autocast and PEFT treat it as the model's own.
 
     Args:
-        model: a transformers model, or DDP, FSDP2, PEFT or torch.compile around one.
+        model: a transformers model, or DDP, FSDP2 or PEFT around one. Its body may be compiled
+            (`model.base_model.compile()`), the model as a whole may not.
         reduction: "token_mean" or "chunk_mean", as in chunk_loss, over the whole step.
         num_chunks: C, where every batch shall report as many chunks; needed by "chunk_mean" unless
             `active` is given.
@@ -70,7 +71,7 @@ class ModelChunkLoss:
         backend: "auto"; "fused" raises where the head is not plain; "logits" never fuses.
 
     Raises:
-        TypeError: `model` has no output head.
+        TypeError: `model` has no output head, or is compiled as a whole.
         ValueError: an option is none of those above.
 
     Example:

@@ -84,8 +84,8 @@ class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
         **kwargs: the Trainer's.
 
     Raises:
-        ValueError: together with `compute_loss_func`, torch.nn.DataParallel or context or sequence
-            parallelism; or limits for a collator that was given.
+        ValueError: together with `compute_loss_func`, `torch_compile`, torch.nn.DataParallel or
+            context or sequence parallelism; or limits for a collator that was given.
 
     Example:
         A Trainer of your own::
@@ -111,6 +111,12 @@ class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
                 f"{name}: the loss is chunk_loss; compute_loss_func must not be given."
+            )
+        arguments = kwargs.get("args") or next(iter(args[1:2]), None)
+        if getattr(arguments, "torch_compile", False):
+            raise ValueError(
+                f"{name}: torch_compile=True compiles the model together with its head, whose "
+                "place the loss takes; compile its body instead: model.base_model.compile()."
             )
         collator = kwargs.get("data_collator")
         if collator is not None and max_length is not None:
