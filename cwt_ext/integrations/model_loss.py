@@ -131,7 +131,7 @@ class ModelChunkLoss:
         Every rank must call it, each with its own batches: where torch.distributed is initialised,
         counts are summed over the ranks. The losses of a step's micro-batches then add up to the
         step's loss on one rank, and over ranks their mean is it, which is how DDP and FSDP combine
-        gradients. Reads one number on the host.
+        gradients. Reads numbers on the host.
 
         Args:
             batches: the micro-batches of this rank, as ModelChunkLoss is called with.
@@ -139,13 +139,18 @@ class ModelChunkLoss:
 
         Raises:
             ValueError: no token counts in the whole step, or "chunk_mean" does not know C.
-            IndexError: a chunk id lies beyond `active`.
+            IndexError: a chunk id lies beyond `num_chunks` or `active`.
         """
-        totals = self._count(batches, active)
+        chunks = self.num_chunks if active is None else len(active)
+        if self.reduction == "chunk_mean" and chunks is None:
+            raise ValueError('chunk loss: "chunk_mean" needs num_chunks or active, got neither.')
+        found = (take_targets(batch, self.shift)[1] for batch in batches)
+        totals = self._count(found, active, chunks)
         ranks = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
-            totals = totals.to(self.inner.device)
+            if totals.device.type == "cpu":
+                totals = totals.to(self.inner.device)
             torch.distributed.all_reduce(totals)
         if not float(totals.sum()) > 0:
             raise ValueError(
@@ -154,15 +159,12 @@ class ModelChunkLoss:
             )
         return self._divide_by(totals, active, ranks)
 
-    def _count(self, batches: Iterable[Mapping[str, Any]], active: Tensor | None) -> Tensor:
+    def _count(self, found: Iterable[Targets], active: Tensor | None, chunks: int | None) -> Tensor:
         """Returns sum(a_c w_t) of the tokens that count: (1,), or for "chunk_mean" (C,)."""
-        by_chunk = self.reduction == "chunk_mean"
-        chunks = self.num_chunks if active is None else len(active)
-        if by_chunk and chunks is None:
-            raise ValueError('chunk loss: "chunk_mean" needs num_chunks or active, got neither.')
+        by_chunk = chunks is not None and self.reduction == "chunk_mean"
         totals = torch.zeros(chunks if by_chunk else 1, dtype=torch.float64)  # type: ignore[arg-type]
-        for batch in batches:
-            ids, weight = token_weights(take_targets(batch, self.shift)[1], active)
+        for targets in found:
+            ids, weight = token_weights(targets, active, chunks)
             where = ids if by_chunk else torch.zeros_like(ids)
             totals = totals.to(ids.device).index_add(0, where, weight)
         return totals
@@ -205,7 +207,10 @@ class ModelChunkLoss:
                 labels=batch["labels"]
             )
         if step is None:
-            totals = self._count([batch], None)
+            chunks = self.num_chunks
+            if chunks is None and self.reduction == "chunk_mean":
+                chunks = max(0, int(targets.chunk_ids.max())) + 1
+            totals = self._count([targets], None, chunks)
             empty = torch.zeros_like(totals) if bool(totals.any()) else torch.ones_like(totals)
             step = self._divide_by(totals + empty, None, 1)
         result: list[Any] = []
@@ -220,11 +225,12 @@ class ModelChunkLoss:
     ) -> Iterator[None]:
         """Inside this context the inner model's output has the loss, and no logits."""
         original = self.inner.forward
+        active = None if step.active is None else step.active.to(targets.labels.device)
         call = {
-            "active": step.active,
+            "active": active,
             "reduction": "sum",
             "normalizer": step.normalizer,
-            "num_chunks": None if step.active is not None else self.num_chunks,
+            "num_chunks": None if active is not None else self.num_chunks,
             **self.options,
         }
 

@@ -62,23 +62,23 @@ def take_targets(batch: Mapping[str, Any], shift: bool) -> tuple[dict[str, Any],
     return inputs, Targets(found["labels"], found["chunk_ids"], found.get("token_weight"))
 
 
-def token_weights(targets: Targets, active: Tensor | None) -> tuple[Tensor, Tensor]:
+def token_weights(
+    targets: Targets, active: Tensor | None, chunks: int | None
+) -> tuple[Tensor, Tensor]:
     """Returns the chunk ids (n,) and weights a_c w_t (n,), float64, of the tokens that count.
 
     Raises:
-        IndexError: a chunk id lies beyond `active`.
+        IndexError: a chunk id is not below `chunks`, the number of chunks where it is known.
     """
     bears = (targets.labels != IGNORE_INDEX) & (targets.chunk_ids >= 0)
     ids = targets.chunk_ids[bears].long()
+    if chunks is not None and ids.numel() and int(ids.max()) >= chunks:
+        raise IndexError(
+            f"chunk loss: there are {chunks} chunks (num_chunks, or the length of active), but "
+            f"chunk_ids reach {int(ids.max())}."
+        )
     if targets.token_weight is None:
         weight = torch.ones_like(ids, dtype=torch.float64)
     else:
         weight = targets.token_weight[bears].double()
-    if active is not None:
-        if ids.numel() and int(ids.max()) >= len(active):
-            raise IndexError(
-                f"chunk loss: active has {len(active)} chunks, but chunk_ids reach "
-                f"{int(ids.max())}."
-            )
-        weight = weight * active.to(ids.device).double()[ids]
-    return ids, weight
+    return ids, weight if active is None else weight * active.to(ids.device).double()[ids]

@@ -68,7 +68,7 @@ class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
     the weight of the tokens that count over all its micro-batches and ranks. Logged besides the
     Trainer's own: `chunk_<c>/loss`, `chunk_<c>/accuracy` and `chunk_<c>/grad_share` (share of the
     summed norms of the logits' gradients), in evaluation with the prefix `eval_`. The Trainer's
-    `label_smoothing_factor` is honoured. Evaluation's `eval_loss` is the Trainer's mean over
+    `label_smoothing_factor` is honoured. Evaluation takes every chunk, active or not. Its `eval_loss` is the Trainer's mean over
     batches; `eval_chunk_<c>/loss` is over tokens.
 
     Args:
@@ -209,6 +209,11 @@ class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
                 return self.compute_loss(model, inputs).detach(), None, None
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), output.logits.detach(), inputs["labels"]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as the Trainer does; the chunks' statistics are of this evaluation alone."""
+        self._chunk_logs[False] = ChunkLog()
+        return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the chunks' statistics since the last line to what the Trainer logs."""
