@@ -197,7 +197,7 @@ def _(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> None:
 
 
 # Autocast: none needed, every dtype of logits is accepted as it comes and accumulated in float32.
-# vmap: none, rows are the batch; torch.vmap over the operator raises.
+# vmap: none needed, rows are the batch; torch.vmap calls the operator once a sample.
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -166,8 +166,8 @@ def chunk_loss(
             logits of inactive chunks too). False: no statistics.
         mean_grad_norm: adds the exact norm of each chunk's mean gradient to the statistics.
         inplace: the gradient overwrites the logits, which nobody may read afterwards: their
-            version counter is raised, so that autograd notices. Without effect under torch.compile
-            and where no gradient is due.
+            version counter is raised, so that autograd notices. Without effect, like `grad_buffer`,
+            under torch.compile, for subclasses of Tensor, and where no gradient is due.
         grad_buffer: tensor of the logits' shape and dtype that receives the gradient: reusing one
             over steps saves the page faults of a new one. It must live until backward has run, and
             share no memory with the logits; given all of theirs, it acts as `inplace`.

@@ -68,8 +68,8 @@ class ChunkTrainerMixin(_Trainer):  # type: ignore[misc]
     the weight of the tokens that count over all its micro-batches and ranks. Logged besides the
     Trainer's own: `chunk_<c>/loss`, `chunk_<c>/accuracy` and `chunk_<c>/grad_share` (share of the
     summed norms of the logits' gradients), in evaluation with the prefix `eval_`. The Trainer's
-    `label_smoothing_factor` is honoured. Evaluation takes every chunk, active or not. Its `eval_loss` is the Trainer's mean over
-    batches; `eval_chunk_<c>/loss` is over tokens.
+    `label_smoothing_factor` is honoured. Evaluation takes every chunk, active or not: `eval_loss`
+    is the Trainer's mean over batches, `eval_chunk_<c>/loss` is over tokens.
 
     Args:
         *args: the Trainer's.
