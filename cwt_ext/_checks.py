@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cwt_ext import _ops
 
@@ -25,6 +26,8 @@ def check_tensors(
     width: str = "V",
 ) -> None:
     """Raises TypeError or ValueError unless dtypes, shapes and devices fit `x`, called `name`."""
+    if active is None and token_weight is None and _plainly_right(x, labels, chunk_ids):
+        return
     given = {name: x, "labels": labels, "chunk_ids": chunk_ids}
     constants = {"active": active, "token_weight": token_weight}
     given |= {key: value for key, value in constants.items() if value is not None}
@@ -52,6 +55,22 @@ def check_tensors(
             )
 
 
+def _plainly_right(x: object, labels: object, chunk_ids: object) -> bool:
+    """The usual case in one expression: a small call spends much of its time on checks."""
+    return (
+        isinstance(x, Tensor)
+        and isinstance(labels, Tensor)
+        and isinstance(chunk_ids, Tensor)
+        and labels.dtype == torch.int64
+        and chunk_ids.dtype in (torch.int32, torch.int64)
+        and x.dtype in _FLOAT_DTYPES
+        and x.dim() in (2, 3)
+        and x.shape[-1] > 0
+        and x.shape[:-1] == labels.shape == chunk_ids.shape
+        and x.device == labels.device == chunk_ids.device
+    )
+
+
 def _check_dtypes(op: str, name: str, x: Tensor, labels: Tensor, chunk_ids: Tensor) -> None:
     if x.dtype not in _FLOAT_DTYPES:
         raise TypeError(
@@ -61,6 +80,34 @@ def _check_dtypes(op: str, name: str, x: Tensor, labels: Tensor, chunk_ids: Tens
         raise TypeError(f"{op}: labels must be int64, got {labels.dtype}.")
     if chunk_ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
+
+
+def refuse_transforms(op: str, x: Tensor) -> None:
+    """Raises RuntimeError where derivatives are asked for that the operator would leave out."""
+    if forward_ad._current_level >= 0:
+        tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+        if tangent is not None:
+            raise RuntimeError(
+                f"{op}: forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad) are not "
+                "supported: only backward has a formula. Use torch.autograd.grad, or "
+                "cwt_ext.reference.row_losses for forward mode."
+            )
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_gradtrackingtensor(x):
+        raise RuntimeError(
+            f"{op}: torch.func.grad, vjp and jacrev are not supported. Call "
+            "torch.autograd.grad(loss, inputs) or loss.backward() instead."
+        )
+
+
+def is_eager(x: Tensor) -> bool:
+    """Returns whether `x` is a plain tensor, outside the compiler and torch.func."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def check_options(
@@ -104,7 +151,7 @@ def count_chunks(op: str, chunk_ids: Tensor, active: Tensor | None, num_chunks: 
 
 def flat_integers(x: Tensor) -> Tensor:
     """Returns labels or chunk ids as the operators take them: (N,), contiguous."""
-    return x.reshape(-1).contiguous()
+    return x if x.dim() == 1 and x.is_contiguous() else x.reshape(-1).contiguous()
 
 
 def flat_weights(op: str, name: str, x: Tensor | None, keep_bool: bool = False) -> Tensor | None:
@@ -137,16 +184,3 @@ def normalizer_tensor(
         )
     wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
     return normalizer.to(device=device, dtype=wide).reshape(())
-
-
-def refuse_forward_mode(op: str, *inputs: Tensor | None) -> None:
-    """Raises RuntimeError where one of the inputs carries a tangent, which would be lost."""
-    if torch.autograd.forward_ad._current_level < 0:
-        return
-    for x in inputs:
-        if x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
-            raise RuntimeError(
-                f"{op}: forward-mode differentiation (jvp, forward_ad) is not supported: the "
-                "gradient is formed for reverse mode. Use torch.autograd.grad or backward, or "
-                "F.cross_entropy where tangents are needed."
-            )

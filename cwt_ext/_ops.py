@@ -41,6 +41,8 @@ _load(_LIBRARY)
 if torch.version.cuda is not None and _CUDA_LIBRARY.is_file():
     _load(_CUDA_LIBRARY)
 _cwt = torch.ops.cwt
+_chunk_loss = _cwt.chunk_loss.default
+_chunk_loss_backward_ = _cwt.chunk_loss_backward_.default
 
 
 def library_path() -> Path:
@@ -62,6 +64,16 @@ def backends() -> list[str]:
 def chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     """Calls the functional operator; arguments as in csrc/ops.cpp. Differentiable in the logits."""
     return tuple(_cwt.chunk_loss(*args))
+
+
+def chunk_loss_no_grad(*args: Any) -> tuple[Tensor, ...]:
+    """Calls the functional operator on plain tensors; nothing of it is differentiable.
+
+    Skips the autograd kernel that torch.library registers in Python, which costs more than the
+    operator itself on a small input.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(_chunk_loss(*args))
 
 
 def chunk_loss_plan(*args: Any) -> tuple[Tensor, Tensor]:
@@ -86,11 +98,14 @@ def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
     `grad` is what a forward pass saved. Autograd says whether it keeps the graph for another
     backward pass (retain_graph=True); only then the product goes to a tensor of its own.
     """
-    grad_output = grad_output.to(row_weight.dtype).contiguous()
+    if grad_output.dtype != row_weight.dtype or not grad_output.is_contiguous():
+        grad_output = grad_output.to(row_weight.dtype).contiguous()
     # A subclass or fake tensor is being traced: the compiler decides about memory.
     eager = type(grad) is Tensor and not torch.compiler.is_compiling()
     if eager and not torch.is_grad_enabled() and not _graph_is_kept():
-        _cwt.chunk_loss_backward_(grad, row_weight, grad_output)
+        if grad_output.dim() == 0 and grad_output.is_cpu and grad_output.item() == 1:
+            return grad
+        _chunk_loss_backward_(grad, row_weight, grad_output)
         return grad
     out: Tensor = _cwt.chunk_loss_backward(grad, row_weight, grad_output)
     return out
@@ -187,7 +202,7 @@ def _(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> None:
 
 
 # Autocast: none needed, every dtype of logits is accepted as it comes and accumulated in float32.
-# vmap: none, rows are the batch; torch.vmap over the operator raises.
+# vmap: none needed, rows are the batch; torch.vmap calls the operator once a sample.
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

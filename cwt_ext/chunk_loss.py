@@ -17,7 +17,9 @@ from cwt_ext._checks import (
     count_chunks,
     flat_integers,
     flat_weights,
+    is_eager,
     normalizer_tensor,
+    refuse_transforms,
 )
 from cwt_ext._row_weights import float16_scale, weigh_rows
 
@@ -167,10 +169,11 @@ def chunk_loss(
             logits of inactive chunks too). False: no statistics.
         mean_grad_norm: adds the exact norm of each chunk's mean gradient to the statistics.
         inplace: the gradient overwrites the logits, which nobody may read afterwards: their
-            version counter is raised, so that autograd notices. Without effect under torch.compile
-            and where no gradient is due.
+            version counter is raised, so that autograd notices. Without effect, like `grad_buffer`,
+            under torch.compile, for subclasses of Tensor, and where no gradient is due.
         grad_buffer: tensor of the logits' shape and dtype that receives the gradient: reusing one
-            over steps saves the page faults of a new one. It must live until backward has run.
+            over steps saves the page faults of a new one. It must live until backward has run, and
+            share no memory with the logits; given all of theirs, it acts as `inplace`.
         validate: raise IndexError for bad labels and ids. None = True on CPU, False elsewhere,
             where it costs a host synchronisation. When False, a bad row's loss is NaN, its gradient
             is 0, and `stats.bad_labels` or `stats.bad_chunk_ids` counts it.
@@ -181,9 +184,11 @@ def chunk_loss(
         logits hold NaN or +Inf has NaN loss and gradient; -Inf logits are fine.
 
     Raises:
-        ValueError: a shape, device or option is wrong, or `inplace` on a leaf that requires grad.
+        ValueError: a shape, device or option is wrong, `inplace` on a leaf that requires grad, or a
+            `grad_buffer` that overlaps the logits in part.
         TypeError: a dtype is wrong.
         IndexError: a label is outside [0, V) and not ignore_index, or a chunk id outside [-1, C).
+        RuntimeError: under torch.func.grad, vjp or jvp, or with forward-mode tangents.
 
     Example:
         >>> logits = torch.randn(6, 100, requires_grad=True)
@@ -216,16 +221,20 @@ def chunk_loss(
     ]
     if validate is None:
         validate = logits.device.type == "cpu"
+    refuse_transforms(_OP, logits)
     need_grad = logits.requires_grad and torch.is_grad_enabled()
     buffer = _pick_buffer(logits, inplace, grad_buffer) if need_grad else None
     scale = None
     if need_grad and logits.dtype == torch.float16:
         scale = _scale_up(args, logits.shape[-1])
-    if buffer is None:
-        results = _ops.chunk_loss(logits, *args, need_grad, validate)
+    if not is_eager(logits):
+        loss, *rest = _ops.chunk_loss(logits, *args, need_grad, validate)
+    elif need_grad:
+        rest = []
+        loss = _eager_loss(logits, buffer, [*args, validate], rest)
     else:
-        results = _buffered_loss(logits, buffer, [*args, validate])
-    loss, row_stats, chunk_stats, errors = results[:4]
+        loss, *rest = _ops.chunk_loss_no_grad(logits, *args, False, validate)
+    row_stats, chunk_stats, errors = rest[:3]
     if scale is not None:
         loss = loss / scale
     if reduction == "none":
@@ -235,7 +244,7 @@ def chunk_loss(
     return ChunkLoss(
         loss,
         pack_stats(chunk_stats, errors, mean_grad_norm),
-        RowStats(*row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
+        RowStats._make(row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
     )
 
 
@@ -257,32 +266,41 @@ def _scale_up(args: list[Any], vocab: int) -> Tensor:
     return scale.float()
 
 
-class _BufferedLoss(torch.autograd.Function):
-    """chunk_loss whose gradient is written to a given buffer, possibly the logits' own memory."""
+class _EagerLoss(torch.autograd.Function):
+    """chunk_loss outside the compiler; the gradient goes to a buffer, if there is one.
+
+    The operator's own autograd formula, which the compiler needs, would cost ten times as much on a
+    small input. What is not differentiable goes to the list `rest`: an output costs more.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, buffer: Tensor, args: list[Any]) -> tuple[Tensor, ...]:
-        *results, row_weight = _ops.chunk_loss_out(logits, *args, grad=buffer)
-        torch.autograd.graph.increment_version(buffer)
-        ctx.mark_non_differentiable(*results[1:])
-        ctx.set_materialize_grads(False)
+    def forward(
+        ctx: Any, logits: Tensor, buffer: Tensor | None, args: list[Any], rest: list[Tensor]
+    ) -> Tensor:
+        if buffer is None:
+            loss, *others, row_weight, buffer = _ops.chunk_loss_no_grad(
+                logits, *args[:-1], True, args[-1]
+            )
+        else:
+            loss, *others, row_weight = _ops.chunk_loss_out(logits, *args, grad=buffer)
+            torch.autograd.graph.increment_version(buffer)
+        rest.extend(others)
         ctx.save_for_backward(row_weight, buffer)
-        return tuple(results)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> Any:
-        if grad_loss is None:
-            return None, None, None
-        row_weight, buffer = ctx.saved_tensors
-        return _ops.scale_grad(buffer, row_weight, grad_loss), None, None
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        row_weight, grad = ctx.saved_tensors
+        return _ops.scale_grad(grad, row_weight, grad_loss), None, None, None
 
 
-_buffered_loss: Callable[..., tuple[Tensor, ...]] = _BufferedLoss.apply
+_eager_loss: Callable[..., Tensor] = _EagerLoss.apply
 
 
 def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> ChunkStats:
     """Returns the operator's (7, C) statistics and (2 + C,) error counts as ChunkStats."""
     tokens, nll, correct, entropy, grad_norm, grad_sq, mean = chunk_stats.unbind()
+    first = _ops.NUM_ERROR_COUNTS
     return ChunkStats(
         tokens,
         nll,
@@ -291,9 +309,9 @@ def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> Chu
         grad_norm,
         grad_sq,
         mean if mean_grad_norm else None,
-        nonfinite=errors[_ops.NUM_ERROR_COUNTS :],
-        bad_labels=errors[0],
-        bad_chunk_ids=errors[1],
+        nonfinite=errors.narrow(0, first, errors.shape[0] - first),
+        bad_labels=errors.select(0, 0),
+        bad_chunk_ids=errors.select(0, 1),
     )
 
 
@@ -316,6 +334,44 @@ def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> T
             f"{logits.device} without grad, got {grad_buffer.dtype} {tuple(grad_buffer.shape)} on "
             f"{grad_buffer.device}, requires_grad={grad_buffer.requires_grad}."
         )
-    if torch.compiler.is_compiling():
+    if not is_eager(logits):
         return None  # the compiler owns memory; the functional operator is what it can trace
-    return logits.detach() if inplace else grad_buffer
+    if inplace:
+        return logits.detach()
+    if grad_buffer is not None:
+        return _own_memory(logits, grad_buffer)
+    return None
+
+
+def _own_memory(logits: Tensor, buffer: Tensor) -> Tensor:
+    """Returns the buffer; raises ValueError where it shares a part of the logits' memory."""
+    size = logits.element_size()
+    apart = buffer.data_ptr() - logits.data_ptr()  # bytes
+    if not -_reach(buffer) * size < apart < _reach(logits) * size or not logits.numel():
+        return buffer
+    if apart == 0 and buffer.stride() == logits.stride():
+        if logits.is_leaf:
+            raise ValueError(
+                f"{_OP}: grad_buffer is the memory of the logits, a leaf that requires grad (a "
+                "parameter or an input), which it would overwrite; give a buffer of its own."
+            )
+        return logits.detach()  # shares the version counter: autograd notices
+    row, width = logits.stride(-2), logits.shape[-1]
+    in_rows = (
+        logits.dim() == 2
+        and logits.stride() == buffer.stride() == (row, 1)
+        and apart % size == 0
+        and width <= apart // size % row <= row - width  # side by side in one wider matrix
+    )
+    if not in_rows:
+        raise ValueError(
+            f"{_OP}: grad_buffer overlaps the logits in part (it begins {apart} bytes after them, "
+            f"strides {buffer.stride()} and {logits.stride()}): the gradient would overwrite "
+            "logits that are still to be read. Give a buffer of its own, or inplace=True."
+        )
+    return buffer
+
+
+def _reach(x: Tensor) -> int:
+    """Returns how many elements lie from the first to the last, both included."""
+    return 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))

@@ -17,7 +17,7 @@ from cwt_ext._checks import (
     flat_integers,
     flat_weights,
     normalizer_tensor,
-    refuse_forward_mode,
+    refuse_transforms,
 )
 from cwt_ext._row_weights import weigh_rows
 from cwt_ext.chunk_loss import ChunkStats, RowStats, pack_stats
@@ -129,7 +129,9 @@ def linear_chunk_loss(
     """
     check_tensors(_OP, "hidden", hidden, labels, chunk_ids, active, token_weight, width="D")
     check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
-    refuse_forward_mode(_OP, hidden, weight, bias)
+    for x in (hidden, weight, bias):
+        if x is not None:
+            refuse_transforms(_OP, x)
     if hidden_stats and reduction == "none":
         raise ValueError(f'{_OP}: hidden_stats=True needs a reduction other than "none".')
     hidden = _in_product_dtype(hidden, weight, bias)

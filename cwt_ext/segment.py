@@ -1,6 +1,7 @@
 """Exact segmentation of a sequence of units (sentences, lines, steps) into coherent chunks."""
 
 import math
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,10 @@ __all__ = ["Segmentation", "cost_matrix", "segment", "segment_batch"]
 ArrayLike = npt.NDArray[np.floating] | torch.Tensor
 Kind = Literal["embeddings", "similarity", "cost"]
 Objective = Literal["norm", "ls"]
+
+_DTYPES = "float16, bfloat16, float32 or float64"
+_TABLE_BYTES_PER_ENTRY = 12  # a cost in double, a back-pointer in int32, for each (unit, chunk)
+_MAX_TABLE_BYTES = 8 << 30
 
 
 class Segmentation(NamedTuple):
@@ -69,13 +74,14 @@ def segment(
     returned (then the one whose last but one starts first, and so on).
 
     Args:
-        x: by `kind`, float32 or float64, NumPy or CPU tensor, contiguous or not (copied if not):
+        x: by `kind`, float32 or float64, NumPy or CPU tensor, contiguous or not (copied if not);
+            float16 and bfloat16 are widened to float32, which changes no value:
             embeddings: (n, d), scaled to unit length here, row norms below 1e154; a row
                 shorter than 1e-150 counts as zero.
             similarity: (n, n), any kernel; of an asymmetric one the mean with its transpose counts.
             cost: (n+1, n+1), x[i, j] with 0 <= i < j <= n is the cost of the chunk i..j, the units
             i, ..., j-1. The rest, j <= i, is never read, nor are chunks that the limits rule out.
-        k: the number of chunks, 1 <= k <= n.
+        k: the number of chunks, a whole number, 1 <= k <= n.
         penalty: added for each chunk, finite and >= 0; the number of chunks is then free. "auto" is
             0.08 sqrt(n ln n), for the norm of embeddings or similarities.
         kind: what x is.
@@ -93,9 +99,11 @@ def segment(
         a chunk in units (`max_len`, n by default).
 
     Raises:
-        ValueError: an argument is out of range, x is not finite (names the row), or no segmentation
-            satisfies the limits (names n, k and the limits).
-        TypeError: x is neither a NumPy array nor a tensor, or of another dtype.
+        ValueError: an argument is out of range, x is not finite (names the row), no segmentation
+            satisfies the limits (names n, k and the limits), or the tables of n and k, 12 (n + 1) k
+            bytes, exceed 8 GiB.
+        TypeError: x is neither a NumPy array nor a tensor, or of another dtype, or k is not a whole
+            number.
 
     Example:
         >>> import numpy as np
@@ -230,8 +238,10 @@ def _named(where: str, error: Exception) -> Exception:
 def _matrix(x: ArrayLike, kind: str) -> npt.NDArray[np.floating]:
     if not isinstance(x, np.ndarray):
         x = _from_tensor(x)
+    if x.dtype.type is np.float16:
+        x = x.astype(np.float32)
     if x.dtype.type not in (np.float32, np.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+        raise TypeError(f"x must be {_DTYPES}, got {x.dtype}")
     if x.ndim != 2 or (kind != "embeddings" and x.shape[0] != x.shape[1]):
         wanted = {"embeddings": "(n, d)", "similarity": "(n, n)", "cost": "(n+1, n+1)"}.get(kind)
         raise ValueError(f"x must be {wanted} for kind={kind!r}, got shape {x.shape}")
@@ -246,8 +256,10 @@ def _from_tensor(x: object) -> npt.NDArray[Any]:
         raise TypeError(f"x must be a NumPy array or a tensor, got {type(x).__name__}")
     if x.device.type != "cpu":
         raise TypeError(f"x must be on the CPU, got a tensor on {x.device}")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+        raise TypeError(f"x must be {_DTYPES}, got {x.dtype}")
     return x.detach().numpy()
 
 
@@ -281,9 +293,20 @@ def _aim(k: Any, penalty: Any, n: int, kind: str, objective: str) -> tuple[int, 
     if (k is None) == (penalty is None):
         raise ValueError(f"exactly one of k and penalty is needed, got {k=}, {penalty=}")
     if k is not None:
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise TypeError(f"k must be a whole number, got {k!r}") from None
         if k < 1:
             raise ValueError(f"k must be between 1 and n, got n={n}, k={k}")
-        return int(k), 0.0
+        size = _TABLE_BYTES_PER_ENTRY * (n + 1) * k
+        if k <= n and size > _MAX_TABLE_BYTES:
+            raise ValueError(
+                f"n={n} and k={k} need tables of 12 (n + 1) k bytes, {size / 2**30:.1f} GiB, more "
+                f"than {_MAX_TABLE_BYTES >> 30} GiB; give a penalty, which needs one column, or "
+                "segment parts of x"
+            )
+        return k, 0.0
     if penalty != "auto":
         return 0, float(penalty)
     if kind == "cost" or objective != "norm":

@@ -209,3 +209,69 @@ def test_integers_of_both_widths_and_half_weights():
     for ids_of_type in (ids, ids.int()):
         out = cwt_ext.chunk_loss(logits, labels, ids_of_type, num_chunks=3, token_weight=weight)
         compare(out, None, logits, labels, ids, num_chunks=3, token_weight=weight)
+
+
+def test_a_buffer_that_overlaps_the_logits_in_part_is_refused():
+    storage = torch.randn(200)
+    logits = storage[:32].view(4, 8).requires_grad_()
+    for begin in (8, 24, 31):
+        buffer = storage.detach()[begin : begin + 32].view(4, 8)
+        with pytest.raises(
+            ValueError, match=rf"overlaps the logits in part .*{4 * begin} bytes af"
+        ):
+            cwt_ext.chunk_loss(logits, LABELS, IDS, grad_buffer=buffer)
+    later = storage[8:40].view(4, 8).requires_grad_()
+    with pytest.raises(ValueError, match=r"overlaps the logits in part .*-32 bytes after"):
+        cwt_ext.chunk_loss(later, LABELS, IDS, grad_buffer=storage.detach()[:32].view(4, 8))
+    wide = storage[:80].view(4, 20)  # rows interleaved, sharing columns
+    with pytest.raises(ValueError, match="overlaps the logits in part"):
+        cwt_ext.chunk_loss(
+            wide[:, :8].requires_grad_(), LABELS, IDS, grad_buffer=wide.detach()[:, 7:15]
+        )
+    transposed = storage[:32].view(8, 4).T.requires_grad_()  # the whole, in another order
+    with pytest.raises(ValueError, match="overlaps the logits in part"):
+        cwt_ext.chunk_loss(transposed, LABELS, IDS, grad_buffer=storage.detach()[:32].view(4, 8))
+
+
+def test_a_buffer_beside_the_logits_in_one_memory_is_fine():
+    wide = torch.randn(4, 20)
+    logits, buffer = wide[:, :8].requires_grad_(), wide.detach()[:, 8:16]
+    (want,) = torch.autograd.grad(call(logits=logits).loss, logits)
+    (got,) = torch.autograd.grad(call(logits=logits, grad_buffer=buffer).loss, logits)
+    assert torch.equal(got, want)
+    assert torch.equal(buffer, want)
+
+
+def test_a_buffer_that_is_the_logits_is_inplace():
+    leaf = logits_4x8(requires_grad=True)
+    with pytest.raises(ValueError, match=r"grad_buffer is the memory of the logits, a leaf"):
+        call(logits=leaf, grad_buffer=leaf.detach())
+    (want,) = torch.autograd.grad(call(logits=leaf).loss, leaf)
+    z = leaf * 1
+    version = z._version
+    loss = call(logits=z, grad_buffer=z.data).loss
+    assert z._version > version  # autograd notices, as with inplace=True
+    assert torch.equal(z.detach(), want)
+    assert torch.equal(torch.autograd.grad(loss, leaf)[0], want)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
+def test_forward_mode_is_refused():
+    """torch.func.jvp gave 0 for 9.53."""
+    x, v = logits_4x8(), torch.ones(4, 8)
+    with pytest.raises(RuntimeError, match=r"chunk_loss: forward-mode.*not supported.*reference"):
+        torch.func.jvp(lambda z: call(logits=z).loss, (x,), (v,))
+    with torch.autograd.forward_ad.dual_level():
+        for leaf in (x, x.clone().requires_grad_()):
+            dual = torch.autograd.forward_ad.make_dual(leaf, v)
+            with pytest.raises(RuntimeError, match="chunk_loss: forward-mode"):
+                call(logits=dual)
+        assert call(logits=x).loss.isfinite()  # another tensor's tangent is no concern
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}], ids=str)
+@pytest.mark.parametrize("transform", ["grad", "jacrev"])
+def test_gradients_of_torch_func_say_what_to_do(transform, options):
+    function = getattr(torch.func, transform)(lambda z: call(logits=z * 1, **options).loss)
+    with pytest.raises(RuntimeError, match=r"chunk_loss: .*not supported.*torch.autograd.grad"):
+        function(logits_4x8())

@@ -53,6 +53,15 @@ def test_the_library_imports_torch_and_numpy_only():
             assert imports(path) <= allowed, path
 
 
+def test_the_integrations_import_a_trainer_where_they_are_named_for_it():
+    allowed = set(sys.stdlib_module_names) | {"torch", "cwt_ext"}
+    own = {"transformers_trainer": {"transformers"}, "sft_trainer": {"trl"}}
+    files = list((ROOT / "cwt_ext/integrations").glob("*.py"))
+    assert len(files) > len(own)
+    for path in files:
+        assert imports(path) <= allowed | own.get(path.stem, set()), path
+
+
 def test_every_room_of_the_application_has_a_place_in_the_order():
     rooms = {room_of(p) for p in APPLICATION.rglob("*.py")}
     assert rooms == set(ROOMS) | EVERYONE | ENTRIES
@@ -92,6 +101,7 @@ def test_only_one_file_says_torch_ops():
     ("module", "absent"),
     [
         ("cwt_ext", {"transformers", "cwt"}),
+        ("cwt_ext.integrations", {"transformers", "accelerate", "trl", "cwt"}),
         ("cwt", {"torch", "transformers", "cwt_ext"}),
         ("cwt.cli", {"torch", "transformers", "cwt_ext"}),
         ("cwt.report.page", {"torch", "transformers"}),

@@ -328,7 +328,7 @@ def test_opcheck(reduce, max_rows):
 def test_forward_mode_is_refused():
     hidden, head, labels, ids, _ = problem()
     loss = lambda h: cwt_ext.linear_chunk_loss(h, head, labels, ids, num_chunks=3).loss  # noqa: E731
-    with pytest.raises(RuntimeError, match=r"forward-mode differentiation .* is not supported"):
+    with pytest.raises(RuntimeError, match=r"forward-mode derivatives .* are not supported"):
         torch.func.jvp(loss, (hidden.detach(),), (torch.ones_like(hidden),))
 
 

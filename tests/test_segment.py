@@ -11,7 +11,7 @@ import torch
 from app_fixtures import DATA, needs_data
 from segment_oracle import all_optima, brute_force, cost_table, forbid, penalised_optimum
 
-from cwt_ext import cost_matrix, segment
+from cwt_ext import cost_matrix, segment, segment_batch
 
 LIMITS = {
     "free": (),
@@ -345,11 +345,45 @@ def test_values_that_are_not_finite_are_named_by_row(bad):
 
 
 @pytest.mark.parametrize(
-    "x", [[[1.0]], X.astype(np.float16), X.astype(int), torch.eye(3).bfloat16(), X.astype(complex)]
+    "x", [[[1.0]], X.astype(int), torch.eye(3).int(), X.astype(complex), torch.eye(3).cfloat()]
 )
 def test_other_types_are_refused(x):
     with pytest.raises(TypeError, match="x must be"):
         segment(x, k=1)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "similarity", "cost"])
+@pytest.mark.parametrize("half", ["numpy", torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_widened(half, kind):
+    x = np.random.default_rng(1).standard_normal((14, 14)).astype(np.float32)
+    x = x @ x.T if kind == "similarity" else x
+    given = x.astype(np.float16) if half == "numpy" else torch.from_numpy(x).to(half)
+    wide = given.astype(np.float64) if half == "numpy" else given.double()
+    got, want = segment(given, k=4, kind=kind), segment(wide, k=4, kind=kind)
+    assert got.boundaries.tolist() == want.boundaries.tolist()
+    assert got.cost == pytest.approx(want.cost, rel=1e-12)
+    (batch,) = segment_batch([given], k=4, kind=kind)
+    assert batch.boundaries.tolist() == want.boundaries.tolist()
+
+
+@pytest.mark.parametrize("k", [2.5, 2.0, "2", np.float64(2)])
+def test_a_number_of_chunks_that_is_no_whole_number(k):
+    with pytest.raises(TypeError, match=r"segment: k must be a whole number, got .*2"):
+        segment(X, k=k)
+    with pytest.raises(TypeError, match=r"segment_batch: item 1: k must be a whole number, got"):
+        segment_batch([X, X], k=[2, k])
+    assert segment(X, k=np.int32(2)).k == 2
+
+
+def test_tables_that_no_memory_holds_are_refused():
+    """5 million units in 300 chunks asked the system for 18 GB, and died of it."""
+    x = np.broadcast_to(np.float32(1), (5_000_000, 1))
+    with pytest.raises(
+        ValueError, match=r"n=5000000 and k=300 need tables.*16\.8 GiB, more than 8"
+    ):
+        segment(x, k=300)
+    with pytest.raises(ValueError, match="segment_batch: item 0: n=5000000 and k=300 need"):
+        segment_batch([x], k=300)
 
 
 @pytest.mark.parametrize("objective", ["norm", "ls"])

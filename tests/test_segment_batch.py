@@ -75,7 +75,9 @@ def test_bad_items_and_lengths_are_named():
     bad = [np.ones((3, 2)), np.ones(3)]
     with pytest.raises(ValueError, match=r"segment_batch: item 1: x must be \(n, d\)"):
         segment_batch(bad, k=1)
-    with pytest.raises(TypeError, match="segment_batch: item 1: x must be float32 or float64"):
+    with pytest.raises(
+        TypeError, match="segment_batch: item 1: x must be float16, bfloat16, float32"
+    ):
         segment_batch([bad[0], np.ones((3, 2), dtype=int)], k=1)
     with pytest.raises(ValueError, match="item 0: no segmentation satisfies n=3, k=2, min_len=2"):
         segment_batch([bad[0]], k=2, min_len=2)
