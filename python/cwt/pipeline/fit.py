@@ -87,6 +87,22 @@ def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
     }
 
 
+def check_positions(longest_row: int, positions: int) -> None:
+    """Raises where a stage would read a row that has no place in the student.
+
+    Args:
+        longest_row: tokens of the longest question with its rationale.
+        positions: of the student; 0: no limit known.
+    """
+    if positions and longest_row > positions:
+        raise UserError(
+            f"the longest question with its rationale has {longest_row} tokens, the student "
+            f"{positions} positions, and judges and chunkings by the student read whole rows: "
+            "leave long rationales out, or run --methods FTT,CWT with --chunk.method length "
+            "--chunk.no-compare, which train on rows that fit."
+        )
+
+
 def fitted_options(ws: Workspace) -> dict[str, Any]:
     """Returns the options of a recipe that the student, its data or the device decide.
 
