@@ -13,6 +13,7 @@ from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import read_json
 from cwt.pipeline.workspace import Workspace
+from cwt.students.adapters import ADAPTER
 from cwt.students.load import load_student
 from cwt.students.memory import (
     Shape,
@@ -130,7 +131,7 @@ def fitted_options(ws: Workspace) -> dict[str, Any]:
 
 def is_adapter(ws: Workspace) -> bool:
     """Returns whether the run trains adapters: new ones, or those of the given student."""
-    return bool(ws.config.lora) or (Path(ws.config.student) / "adapter_config.json").exists()
+    return bool(ws.config.lora) or (Path(ws.config.student) / ADAPTER).exists()
 
 
 def saved_shape(record: dict[str, Any]) -> tuple[Shape, int]:
