@@ -57,6 +57,23 @@ def test_search_ends_where_no_single_move_helps_and_exact_is_never_above_it():
     assert short > 0  # the greedy search does get stuck, which is why there is an exact one
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_chunks_by_length_differ_as_little_in_tokens_as_units_allow(count):
+    student, items = tiny(), [*examples(4), *examples(2, "letters")]
+    segmenter = Segmenter(student, items, ChunkOptions(count=count))
+    for item, cuts in zip(items, segmenter.boundaries("length"), strict=True):
+        n = len(item.units) - 1
+        lengths = [len(unit) for unit in student.tokenize(item).units[:n]]
+
+        def uneven(boundaries, lengths=lengths):
+            pairs = zip(boundaries, boundaries[1:], strict=False)
+            return sum(sum(lengths[a:b]) ** 2 for a, b in pairs)
+
+        assert cuts[-2:] == [n, n + 1]
+        assert len(cuts) - 2 == min(n, count)
+        assert uneven(cuts[:-1]) == min(map(uneven, all_cuts(n, min(n, count))))
+
+
 def test_a_spent_budget_stops_the_search():
     costs = np.triu(np.random.default_rng(1).random((9, 9)), 1)
     assert search_chunks(costs, [0, 2, 4, 8], budget=0) == [0, 2, 4, 8]

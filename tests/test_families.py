@@ -33,16 +33,16 @@ FAMILIES = {
 RECIPE = Recipe(target="chunk", budget=3, budget_unit="optimizer_steps", batch_size=4)
 
 
-def family(name, tokenizer=None, layers=2):
+def family(name, tokenizer=None, layers=2, positions=512):
     """A random student of two layers with the embedded tokenizer, and spare rows of embedding."""
     torch.manual_seed(0)
     tokenizer = tokenizer or tiny().tokenizer
     options = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "head_dim": 16,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": positions,
     }  # fmt: skip
     if name == "gpt2":
-        options = {"n_positions": 512}
+        options = {"n_positions": positions}
     if name in ("phi", "phi3"):
         options.pop("head_dim")
     config = AutoConfig.for_model(

@@ -12,7 +12,7 @@ from cwt.files import read_json, read_lines
 from cwt.pipeline.fit import token_lengths, written_tokens
 from cwt.pipeline.workspace import open_workspace
 from cwt.progress import Bars, duration
-from cwt.students.tokenized import TokenizedExample
+from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,26 @@ def test_a_run_of_ones_own_uses_every_row_and_says_what_it_will_do(folder, data,
     limit = plan["max_new_tokens"]
     assert limit >= 1.25 * plan["lengths"]["rationale_99"] > limit - 32
     assert all(row["tokens"] <= limit for row in read_lines(out / "evals/FTT.jsonl"))
+
+
+def test_a_student_with_few_positions_trains_on_what_fits_or_says_why_not(data, tmp_path, capsys):
+    from test_families import family
+
+    longest = max(len(whole_sequence(tiny().tokenize(e)).ids) for e in examples(60)[5:])
+    student = family("gpt2", positions=longest - 60)
+    student.save(tmp_path / "s")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "s", data, tmp_path / "a", "--methods", "STT")
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"tokens, the student {longest - 60} positions, and judges" in told
+    assert not (tmp_path / "a/students").exists()
+    run(tmp_path / "s", data, tmp_path / "b", "--methods", "CWT", "--epochs", "1",
+        "--train.validations", "0", "--dtype", "float32")  # fmt: skip
+    record = read_json(tmp_path / "b/students/CWT/train.json")
+    assert record["recipe"]["max_length"] == longest - 60
+    assert record["shortened"] > 0
+    plan = read_json(tmp_path / "b/run.json")
+    assert plan["student"]["positions"] == longest - 60
 
 
 def test_epochs_are_a_unit_of_the_budget(folder, data, tmp_path, capsys):

@@ -332,7 +332,12 @@ class Inspect(Command):
 
         parent = ws.config.train.parent
         name = self.student_name or (parent if ws.trained(parent) else "")
-        (view,) = view_examples(ws, [self.index], name)
+        found = view_examples(ws, [self.index], name)
+        if not found:
+            raise UserError(
+                f"inspect: example {self.index} is longer than the student's positions."
+            )
+        (view,) = found
         rounds = decided_rounds(ws)
         shown = f"{rounds[-1]} ({read_json(ws.skips(rounds[-1]))['judge']})" if rounds else ""
         print_example(view, name or ws.config.student, ws.config.chunk.method, shown)

@@ -13,6 +13,7 @@ from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import read_json
 from cwt.pipeline.workspace import Workspace
+from cwt.students.adapters import ADAPTER
 from cwt.students.load import load_student
 from cwt.students.memory import (
     Shape,
@@ -87,6 +88,22 @@ def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
     }
 
 
+def check_positions(longest_row: int, positions: int) -> None:
+    """Raises where a stage would read a row that has no place in the student.
+
+    Args:
+        longest_row: tokens of the longest question with its rationale.
+        positions: of the student; 0: no limit known.
+    """
+    if positions and longest_row > positions:
+        raise UserError(
+            f"the longest question with its rationale has {longest_row} tokens, the student "
+            f"{positions} positions, and judges and chunkings by the student read whole rows: "
+            "leave long rationales out, or run --methods FTT,CWT with --chunk.method length "
+            "--chunk.no-compare, which train on rows that fit."
+        )
+
+
 def fitted_options(ws: Workspace) -> dict[str, Any]:
     """Returns the options of a recipe that the student, its data or the device decide.
 
@@ -114,7 +131,7 @@ def fitted_options(ws: Workspace) -> dict[str, Any]:
 
 def is_adapter(ws: Workspace) -> bool:
     """Returns whether the run trains adapters: new ones, or those of the given student."""
-    return bool(ws.config.lora) or (Path(ws.config.student) / "adapter_config.json").exists()
+    return bool(ws.config.lora) or (Path(ws.config.student) / ADAPTER).exists()
 
 
 def saved_shape(record: dict[str, Any]) -> tuple[Shape, int]:

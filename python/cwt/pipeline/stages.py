@@ -17,6 +17,7 @@ from cwt.evaluation.generation import evaluate, latency
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.fit import (
+    check_positions,
     describe,
     fitted_options,
     generation_limits,
@@ -69,6 +70,9 @@ def make_chunks(
     examples = ws.examples("train")
     student = open_student(ws)
     segmenter = Segmenter(student, examples, ws.config.chunk)
+    lengths, facts = token_lengths(segmenter.tokenized), describe(student)
+    if ws.config.chunk.compare or _reads_whole_rows(ws.config):
+        check_positions(lengths["longest_row"], facts["positions"])
     for i, method in enumerate(todo):
         progress(i / len(todo), method)
         cuts = segmenter.boundaries(method)
@@ -77,11 +81,17 @@ def make_chunks(
         record[method] = {"chunks": sum(len(b) - 1 for b in cuts) / len(cuts)}
         if ws.config.chunk.compare:
             record[method]["cost"] = segmenter.total_cost(cuts)
-    lengths = token_lengths(segmenter.tokenized)
     tokens = lengths["rationale_tokens"]
-    facts = {"tokens_per_epoch": tokens, "lengths": lengths, "student": describe(student)}
-    write_json(ws.chunks_record, {"chunkings": record, **facts})
+    found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
+    write_json(ws.chunks_record, {"chunkings": record, **found})
     return record
+
+
+def _reads_whole_rows(config: RunConfig) -> bool:
+    """Returns whether a judge or a chunking of the run reads question and rationale at once."""
+    rows = [METHODS[name] for name in selected_methods(config)]
+    by_student = any(method not in ("ac", "length") for method in _chunkings(config))
+    return by_student or any(row.skips in ("judge", "literal") for row in rows)
 
 
 def _chunkings(config: RunConfig) -> list[ChunkMethod]:

@@ -10,6 +10,8 @@ from cwt.pipeline.fit import open_student
 from cwt.pipeline.methods import METHODS, lineage, round_names
 from cwt.pipeline.workspace import Workspace
 from cwt.report.examples import ExampleView, UnitView
+from cwt.students.memory import shape_of
+from cwt.students.tokenized import whole_sequence
 from cwt.training.chunking import unit_nll
 
 SHOWN = 60  # examples of the report
@@ -44,7 +46,7 @@ def write_views(ws: Workspace) -> dict[str, Any]:
 
 
 def view_examples(ws: Workspace, indices: Sequence[int], losses_of: str = "") -> list[ExampleView]:
-    """Returns some training examples, unit by unit.
+    """Returns some training examples, unit by unit; those longer than the student are left out.
 
     Args:
         ws: the run.
@@ -61,7 +63,13 @@ def view_examples(ws: Workspace, indices: Sequence[int], losses_of: str = "") ->
     if losses_of and not ws.trained(losses_of):
         raise UserError(f"inspect: there is no student {losses_of!r} in {ws.out / 'students'}.")
     student = open_student(ws, losses_of)
-    tokenized = [student.tokenize(whole[i]) for i in indices]
+    rows = {i: student.tokenize(whole[i]) for i in indices}
+    positions = shape_of(student.model).positions
+    lengths = {i: len(whole_sequence(x).ids) for i, x in rows.items()}
+    indices = [i for i in indices if not positions or lengths[i] <= positions]
+    if not indices:
+        return []
+    tokenized = [rows[i] for i in indices]
     nlls = unit_nll(student, tokenized, 16)
     rounds = decided_rounds(ws)
     shortened = ws.with_skips(whole, rounds[-1]) if rounds else whole
