@@ -206,3 +206,12 @@ def test_a_row_that_is_not_trained_says_so(ws):
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
         SkipConfig(**options)
+
+
+def test_the_report_says_what_was_chosen_and_why():
+    import page_fixtures
+    from cwt.report.table import as_markdown, notes
+
+    report = page_fixtures.report()
+    assert [line for line in notes(report) if "STT-round-2" in line] == ["STT skips: STT-round-2."]
+    assert "\nSTT skips: STT-round-2.\n" in as_markdown(report)
