@@ -42,6 +42,7 @@ def row(name, accuracy, interval, tokens, skipped):
         "skipped_share": skipped,
         "removal_rates": {"core": 0.0, "filler": 0.999} if skipped else None,
         "skip_seconds": 15.0 if skipped else 0,
+        "choice": "STT skips: STT-round-2." if name == "STT" else None,
         "student": f"students/{name}",
         **costs,
         **{f"total_{key}": value for key, value in costs.items()},
@@ -81,6 +82,7 @@ def report(rows=ROWS):
 def decision(example, unit, text, skipped, **evidence):
     """One line of a decisions file, the fields of cwt.skipping.criterion.Decision."""
     found = {"flipped": [], "answer_rise": 0.01, "write_nll": None, "pass_nll": None}
+    found["score"] = None
     return {"id": example, "unit": unit, "text": text, "skipped": skipped, **found, **evidence}
 
 

@@ -97,6 +97,13 @@ def test_it_ends_with_its_parent_where_training_on_harms_as_well(ws):
     chosen = rounds_and_continued(ws, range(10), continued=range(12), parent=range(30))
     assert chosen == PARENT
     assert lineage(STT, ws.config, PARENT) == [PARENT]
+    random_skips = METHODS["random-skips"]  # takes over that nothing is skipped
+    assert stages._matched_student(ws, random_skips) is None
+    stages.skip_units(ws, "random-skips", random_skips, PARENT, None)
+    assert ws.with_skips(ws.training_examples(), "random-skips") == [
+        e.keeping(e.kept) for e in ws.training_examples()
+    ]
+    assert stages.shortened_examples(ws, PARENT, STT) == ws.training_examples()
     # Of the two that skip nothing the more accurate one, whichever is longer.
     assert rounds_and_continued(ws, range(9), continued=range(31), parent=range(30)) == "continued"
 
@@ -206,3 +213,12 @@ def test_a_row_that_is_not_trained_says_so(ws):
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
         SkipConfig(**options)
+
+
+def test_the_report_says_what_was_chosen_and_why():
+    import page_fixtures
+    from cwt.report.table import as_markdown, notes
+
+    report = page_fixtures.report()
+    assert [line for line in notes(report) if "STT-round-2" in line] == ["STT skips: STT-round-2."]
+    assert "\nSTT skips: STT-round-2.\n" in as_markdown(report)

@@ -164,7 +164,7 @@ def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     for name, judge in (("STT-at-once", "ratify"), ("STT-as-judged", "forward")):
         second = read_json(tmp_path / f"f/skips/{name}-round-2.json")
         assert (second["judge"], second["student"]) == (judge, f"{name}-round-1")
-    assert "include their parent, FTT," in (tmp_path / "f/report.md").read_text()
+    assert "include their parent, FTT;" in (tmp_path / "f/report.md").read_text()
 
 
 def without_clock(row):

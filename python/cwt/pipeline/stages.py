@@ -152,9 +152,10 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
 
 
 def _matched_student(ws: Workspace, method: Method) -> str | None:
-    """Returns the student whose number of skips a control copies."""
+    """Returns the student whose number of skips a control copies; None where it has none."""
     matches = matched_row(method, ws.config)
-    return chosen_student(ws, METHODS[matches]) if matches else None
+    student = chosen_student(ws, METHODS[matches]) if matches else None
+    return student if student and ws.skips(student).exists() else None  # STT may be its parent
 
 
 def _train_base(ws: Workspace, method: Method, progress: Progress) -> None:
@@ -200,7 +201,8 @@ def shortened_examples(ws: Workspace, name: str, method: Method) -> list[Example
     whole = ws.training_examples()
     rng = random.Random(f"mix-{ws.config.seed}")
     mixed_in = [e for e in whole if rng.random() < share]
-    return [*ws.with_skips(whole, name), *mixed_in]
+    left = ws.with_skips(whole, name) if ws.skips(name).exists() else whole
+    return [*left, *mixed_in]
 
 
 def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress) -> None:

@@ -260,7 +260,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         "of this one seed."
     ]
     for row in report["methods"]:
-        if row.get("choice"):
+        if row["choice"]:
             lines.append(row["choice"])
         if row["removal_rates"]:
             rates = ", ".join(f"{100 * v:.0f} % {k}" for k, v in row["removal_rates"].items())
