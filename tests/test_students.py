@@ -202,7 +202,8 @@ def test_the_embedded_base_knows_its_facts_and_single_steps():
     }
     assert min(found.values()) > 0.95
     assert min(v for k, v in record.items() if k in found) > 0.95
-    known = {task: steps_known(model, tokenizer, task) for task in TASKS}
+    taught = [task for task in TASKS if task != "stock"]  # which is left for students to learn
+    known = {task: steps_known(model, tokenizer, task) for task in taught}
     for task, share in known.items():
         assert share == pytest.approx(record[f"step_{task}"], abs=0.02)
         assert share > 0.95, task
