@@ -1,5 +1,6 @@
 """Exact segmentation of a sequence of units (sentences, lines, steps) into coherent chunks."""
 
+import itertools
 import math
 import operator
 import os
@@ -139,6 +140,7 @@ def segment_batch(
     min_weight: float | None = None,
     max_weight: float | None = None,
     threads: int | None = None,
+    path: bool = False,
 ) -> list[Segmentation]:
     """Returns `[segment(x, ...) for x in xs]`, computed on several threads without the GIL.
 
@@ -155,6 +157,7 @@ def segment_batch(
         max_weight: see `segment`.
         threads: how many to use, by default one per core this process may run on. The results do
             not depend on it.
+        path: see `segment`.
 
     Returns:
         One `Segmentation` per item, in order, to the last bit what `segment` returns.
@@ -173,6 +176,8 @@ def segment_batch(
     try:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
+        if path and k is None:
+            raise ValueError("path=True needs k, the largest number of chunks")
         ks, penalties = _per_item(k, len(xs), "k"), _per_item(penalty, len(xs), "penalty")
         loads = _per_item(weights, len(xs), "weights")
         limits = _limits(kind, objective, min_len, max_len, weights, min_weight, max_weight)
@@ -189,11 +194,13 @@ def segment_batch(
         item = None
         own = None if weights is None else checked
         threads = threads or available_cores()
-        flat = _segment.segment_batch(matrices, chunks, prices, own, limits, threads)
+        flat, counts = _segment.segment_batch(matrices, chunks, prices, own, limits, threads, path)
     except (ValueError, TypeError) as error:
         where = "segment_batch" if item is None else f"segment_batch: item {item}"
         raise _named(where, error) from None
-    return _unflatten(*flat)
+    found = iter(_unflatten(*flat))
+    items = [tuple(itertools.islice(found, count)) for count in counts]
+    return [item[-1]._replace(path=item) if path else item[-1] for item in items]
 
 
 def cost_matrix(

@@ -73,7 +73,8 @@ int main() {
   }
   const auto results = cwt::segment_batch(feasible, 4);
   size_t different = 0;
-  for (size_t i = 0; i < feasible.size(); ++i) different += results[i].boundaries != expected[i];
+  for (size_t i = 0; i < feasible.size(); ++i)
+    different += results[i].back().boundaries != expected[i];
   std::printf("%s: %zu of %zu solved, %zu differ\n", cwt::instruction_set(), feasible.size(),
               all.size(), different);
   cwt::Problem broken = feasible[500];

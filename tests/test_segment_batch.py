@@ -1,7 +1,11 @@
 """`cwt_ext.segment_batch`: what `segment` says, item by item, whatever the threads."""
 
 import doctest
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import guarded_memory
 import numpy as np
@@ -132,3 +136,48 @@ def test_other_python_threads_run_meanwhile(call):
     done = guarded_memory.run_apart(GIL.format(call=call), timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["opened", "found"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_path_of_every_item(threads):
+    xs = [
+        rng.standard_normal((n, 5))
+        for n, rng in ((n, np.random.default_rng(n)) for n in (4, 9, 30, 6))
+    ]
+    found = segment_batch(xs, k=[2, 4, 5, 3], path=True, threads=threads)
+    for x, k, got in zip(xs, [2, 4, 5, 3], found, strict=True):
+        want = segment(x, k=k, path=True)
+        assert [p.k for p in got.path] == list(range(1, k + 1))
+        for a, b in zip(got.path, want.path, strict=True):
+            assert a.boundaries.tolist() == b.boundaries.tolist()
+            assert a.cost == b.cost
+    with pytest.raises(ValueError, match=r"^segment_batch: path=True needs k"):
+        segment_batch(xs, penalty=1.0, path=True)
+
+
+LONG = {
+    "segment": "segment(rng.standard_normal((30000, 256)), k=500)",
+    "segment_batch": "segment_batch([rng.standard_normal((9000, 256))] * 40, k=200, threads=2)",
+}
+
+
+@pytest.mark.parametrize("what", list(LONG))
+def test_ctrl_c_ends_it_within_a_second(what):
+    code = (
+        "import numpy as np; from cwt_ext import segment, segment_batch\n"
+        "rng = np.random.default_rng(0); print('begins', flush=True)\n"
+        f"try: {LONG[what]}\n"
+        "except KeyboardInterrupt: print('interrupted', flush=True)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root
+    )
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(2)
+    assert process.poll() is None, "it was over before it could be interrupted"
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert printed == "interrupted\n"
+    assert time.monotonic() - begin < 10  # one, on an idle machine

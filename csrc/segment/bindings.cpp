@@ -6,6 +6,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
 #include <numeric>
 #include <optional>
 
@@ -55,6 +57,21 @@ Problem make_problem(const py::array& x, int64_t k, double penalty,
   return p;
 }
 
+// Lets Python act on a signal (Ctrl-C), at most twenty times a second; throws what it raises.
+class SignalPoll {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return;
+    last_ = now;
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 // Returns (boundaries, chunk costs), each end to end, and of each result (number of chunks, cost).
 py::tuple flatten(const std::vector<Segmentation>& results) {
   size_t chunks = 0;
@@ -82,6 +99,7 @@ py::tuple segment_one(const py::array& x, int64_t k, double penalty,
   {
     const py::gil_scoped_release release;
     Workspace workspace;
+    workspace.poll = SignalPoll();
     results = segment(problem, workspace);
   }
   return flatten(results);
@@ -90,7 +108,7 @@ py::tuple segment_one(const py::array& x, int64_t k, double penalty,
 py::tuple segment_many(const std::vector<py::array>& xs, const std::vector<int64_t>& ks,
                        const std::vector<double>& penalties,
                        const std::optional<std::vector<Doubles>>& weights, const Options& options,
-                       int64_t threads) {
+                       int64_t threads, bool path) {
   if (ks.size() != xs.size() || penalties.size() != xs.size() ||
       (weights && weights->size() != xs.size()))
     throw py::type_error("xs, ks, penalties and weights must be equally long");
@@ -100,12 +118,21 @@ py::tuple segment_many(const std::vector<py::array>& xs, const std::vector<int64
     problems.push_back(make_problem(xs[i], ks[i], penalties[i],
                                     weights ? std::optional((*weights)[i]) : std::nullopt,
                                     options));
-  std::vector<Segmentation> results;
+  for (Problem& problem : problems) problem.path = path;
+  std::vector<std::vector<Segmentation>> found;
   {
     const py::gil_scoped_release release;
-    results = segment_batch(problems, threads);
+    found = segment_batch(problems, threads, SignalPoll());
   }
-  return flatten(results);
+  std::vector<Segmentation> results;
+  std::vector<int64_t> of_item;  // how many results each item has
+  for (auto& item : found) {
+    // Without a path one result is wanted, the last.
+    const size_t first = path ? 0 : item.size() - 1;
+    of_item.push_back(static_cast<int64_t>(item.size() - first));
+    std::move(item.begin() + first, item.end(), std::back_inserter(results));
+  }
+  return py::make_tuple(flatten(results), of_item);
 }
 
 }  // namespace
@@ -127,6 +154,6 @@ PYBIND11_MODULE(_segment, m) {
   m.def("segment", &segment_one, py::arg("x"), py::arg("k"), py::arg("penalty"), py::arg("weights"),
         py::arg("options"), py::arg("path"));
   m.def("segment_batch", &segment_many, py::arg("xs"), py::arg("ks"), py::arg("penalties"),
-        py::arg("weights"), py::arg("options"), py::arg("threads"));
+        py::arg("weights"), py::arg("options"), py::arg("threads"), py::arg("path"));
   m.def("instruction_set", &instruction_set);
 }

@@ -97,6 +97,7 @@ class Solver {
     allocate();
     for (int64_t t0 = 0; t0 < n_; t0 += kBlock) {
       const int64_t t1 = std::min(n_, t0 + kBlock);
+      if (t0 > 0 && ws_.poll) ws_.poll();
       if (prunes_) drop_starts(t0, t1);
       fill_costs(t0, t1);
       p_.k ? relax_layers(t0, t1) : relax_penalised(t0, t1);

@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -74,6 +75,9 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+// Called now and then from the thread that solves a problem; what it throws ends the work.
+using Poll = std::function<void()>;
+
 // Scratch memory that grows to the largest problem seen. One per thread.
 struct Workspace {
   Buffer<double> prefix_weight;  // (n+1,)
@@ -88,6 +92,8 @@ struct Workspace {
   Buffer<int32_t> from;          // (n+1, stride) where the last of those chunks starts
   Buffer<double> sum;            // (d,)
 
+  Poll poll;  // empty: nobody wants to stop
+
   // Bytes of the problem to be solved next, fetched into cache while the present one is computed.
   const char* ahead = nullptr;
   const char* ahead_end = nullptr;
@@ -98,9 +104,11 @@ struct Workspace {
 // Throws std::invalid_argument for bad input and for constraints that nothing satisfies.
 std::vector<Segmentation> segment(const Problem& problem, Workspace& workspace);
 
-// Solves every problem on `threads` threads; results in the order of the problems. If some fail,
-// throws std::invalid_argument for the first of them, its message led by "item <index>: ".
-std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, int64_t threads);
+// Solves every problem on `threads` threads; what `segment` returns, in the order of the problems.
+// If some fail, throws std::invalid_argument for the first of them, its message led by "item
+// <index>: ". `poll` is called from the calling thread alone; what it throws comes first.
+std::vector<std::vector<Segmentation>> segment_batch(const std::vector<Problem>& problems,
+                                                     int64_t threads, const Poll& poll = {});
 
 // Returns the instruction set in use: "avx2" or "generic".
 const char* instruction_set();

@@ -17,6 +17,10 @@ namespace {
 // Problems per visit to the counter: about 0.1 ms of short rationales.
 constexpr int64_t kTake = 16;
 
+constexpr int64_t kStop = -1;  // the index of what `poll` throws: before that of any problem
+
+struct Stopped {};  // thrown by threads whose results nobody wants any more
+
 // Keeps the failure of the lowest index, whatever the order in which the threads meet them.
 class FirstFailure {
  public:
@@ -48,21 +52,37 @@ void announce(const Problem& next, Workspace& workspace) {
 
 }  // namespace
 
-std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, int64_t threads) {
+std::vector<std::vector<Segmentation>> segment_batch(const std::vector<Problem>& problems,
+                                                     int64_t threads, const Poll& poll) {
   const int64_t count = static_cast<int64_t>(problems.size());
-  std::vector<Segmentation> results(count);
+  std::vector<std::vector<Segmentation>> results(count);
   std::atomic<int64_t> next = 0;
   FirstFailure failure;
 
-  const auto work = [&] {
+  const Poll ask = [&] {
+    if (poll) try {
+        poll();
+      } catch (...) {
+        failure.record(kStop, std::current_exception());
+        throw Stopped();
+      }
+  };
+  const Poll obey = [&] {
+    if (failure.before(0)) throw Stopped();
+  };
+  const auto work = [&](const Poll& own_poll) {
     Workspace workspace;
+    workspace.poll = own_poll;
     for (int64_t begin; (begin = next.fetch_add(kTake)) < count;)
       for (int64_t i = begin; i < std::min(count, begin + kTake) && !failure.before(i); ++i) try {
+          own_poll();
           if (i + 1 < count) announce(problems[i + 1], workspace);
-          results[i] = std::move(segment(problems[i], workspace).back());
+          results[i] = segment(problems[i], workspace);
         } catch (const std::invalid_argument& error) {
           const std::string message = "item " + std::to_string(i) + ": " + error.what();
           failure.record(i, std::make_exception_ptr(std::invalid_argument(message)));
+        } catch (const Stopped&) {
+          return;
         } catch (...) {
           failure.record(i, std::current_exception());
         }
@@ -71,11 +91,11 @@ std::vector<Segmentation> segment_batch(const std::vector<Problem>& problems, in
   std::vector<std::thread> others;
   others.reserve(static_cast<size_t>(std::max<int64_t>(threads, 1)));
   for (int64_t i = 1; i < std::min(threads, (count + kTake - 1) / kTake); ++i) try {
-      others.emplace_back(work);
+      others.emplace_back(work, obey);
     } catch (const std::system_error&) {
       break;  // the system grants no more threads; those there are will do
     }
-  work();
+  work(ask);
   for (auto& thread : others) thread.join();
   failure.rethrow();
   return results;
