@@ -12,7 +12,6 @@ import real
 import real_cell
 import real_collect
 import real_decode
-import real_numbers
 from cwt.config import RunConfig, TrainConfig
 from cwt.data.example import Example
 from cwt.errors import UserError
@@ -232,9 +231,6 @@ def test_differences_name_the_runs_behind_them():
     assert "-100.0 (-100.0 to -100.0)" in lines[2]
 
 
-@pytest.mark.skipif(
-    not (real_numbers.REAL / "results.json").exists(), reason="no real student was run yet"
-)
 @pytest.mark.parametrize("path", page.PAGES, ids=lambda p: p.parent.name)
 def test_the_pages_say_what_the_results_say(path):
     text = path.read_text(encoding="utf-8")

@@ -157,6 +157,21 @@ def skips_table(found: Results) -> list[str]:
     return markdown_table(titles, rows)
 
 
+def rounds_table(found: Results) -> list[str]:
+    """Returns the rounds of STT-at-once on validation questions, of runs that were cut too."""
+    rows = []
+    for run in found.found["runs"]:
+        base = run["validation"]
+        cells = [_percent(base.get(name)) for name in ("FTT", "continued")]
+        for number, r in enumerate(run["rounds"], 1):
+            share, tokens = _percent(r["skipped_share"]), f"{r['generated_tokens']:.0f}"
+            own = [r["judge"], share, _percent(r["accuracy"]), tokens]
+            rows.append([TASKS[run["task"]], str(run["seed"]), str(number), *own, *cells])
+    titles = ["task", "seed", "round", "who decides", "skipped %", "validation %", "tokens",
+              "`FTT` %", "`continued` %"]  # fmt: skip
+    return markdown_table(titles, rows)
+
+
 def _cell(found: Results, key: tuple[str, int], name: str) -> str:
     row = found.rows.get((*key, name))
     return f"{100 * row['accuracy']:.1f}, {row['generated_tokens']:.0f}" if row else "-"
@@ -251,6 +266,18 @@ def skipped_table() -> list[str]:
     return markdown_table(titles, rows)
 
 
+def judges_table() -> list[str]:
+    """Returns accuracy and tokens of those who decide what goes, on generated tasks."""
+    rows = []
+    for name in ("continued", "STT", "oracle-skips", "random-skips", "literal-skips"):
+        cells = []
+        for task in SWEEPS:
+            s = {s["name"]: s for s in sweep(task)["summary"]}[name]
+            cells.append(f"{100 * s['accuracy']:.1f}, {s['generated_tokens']:.0f}")
+        rows.append([f"`{name}`", *cells])
+    return markdown_table(["row", *SWEEPS], rows)
+
+
 def rivals_table(found: Results) -> list[str]:
     """Returns every rival against random skips and against STT-at-once, on real tasks together."""
     names = [n for n in found.names if n.endswith("-skips") or n in RIVALS]
@@ -301,9 +328,11 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "real-differences": lambda: differences_table(found),
         "real-costs": lambda: costs_table(found),
         "real-skips": lambda: skips_table(found),
+        "real-rounds": lambda: rounds_table(found),
         "real-rate": lambda: rate_table(found),
         "cwt": lambda: cwt_table(found),
         "harm": lambda: harm_table(found),
         "skipped": skipped_table,
+        "judges": judges_table,
         "rivals": lambda: rivals_table(found),
     }

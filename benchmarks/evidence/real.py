@@ -259,7 +259,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--more", default=MORE, help="rows that come later, in groups: a,b/c")
     parser.add_argument("--learning-rates", default="1e-4,3e-4,1e-3")
     parser.add_argument("--sweep-tasks", default="last_letter_concatenation,coin_flip")
-    parser.add_argument("--workers", type=int, default=8, help="cells side by side")
+    parser.add_argument("--workers", type=int, default=3, help="cells side by side")
     parser.add_argument("--seconds", type=float, default=1e9, help="then running cells are killed")
     parser.add_argument("--epochs", type=float, default=4.0, help="in loss tokens, every row")
     parser.add_argument("--batch", type=int, default=8, help="rationales of a step")

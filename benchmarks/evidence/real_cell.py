@@ -11,7 +11,7 @@ from typing import Any
 
 import real_decode
 import torch
-from cwt.config import RunConfig, configured
+from cwt.config import RunConfig, TrainConfig, configured
 from cwt.errors import UserError
 from cwt.files import read_json, write_json
 from cwt.pipeline.data import make_data
@@ -26,6 +26,7 @@ from cwt.training.recipe import ChunkOptions
 
 AT_ONCE = "STT-at-once"
 PARENT = "FTT"  # what skip-thinking training and its controls go on from
+MICRO_BATCH_TOKENS = 8192  # of one pass, padding included: 11 GB of activations in float32
 LONG_AS = "CWT"  # the row whose processed tokens `long` cells give to FTT
 
 
@@ -117,6 +118,8 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
     }
     if "compare" in ChunkOptions.__dataclass_fields__:
         values["chunk"] = {"compare": False}  # chunkings that no row trains on
+    if "micro_batch_tokens" in TrainConfig.__dataclass_fields__:
+        values["train"]["micro_batch_tokens"] = MICRO_BATCH_TOKENS
     if "tf32" in RunConfig.__dataclass_fields__:
         values["tf32"] = True
     config = configured(RunConfig(), values, "real.py")

@@ -16,6 +16,7 @@ from typing import Any
 
 from cwt.data.example import Example
 from cwt.files import read_json, read_lines, write_json, write_text
+from cwt.pipeline.methods import round_names
 from cwt.pipeline.results import write_report
 from cwt.pipeline.workspace import Workspace, saved_config
 from real_cell import AT_ONCE, prepare_methods
@@ -82,16 +83,35 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "choices": choices,
         "seconds": read_json(seconds) if seconds.exists() else {},
         "left_out": _left_out(ws),
+        "rounds": _rounds(ws),
         "rows": rows,
     }
 
 
 def _shortened(ws: Workspace) -> list[Example] | None:
-    """Returns the training examples without what STT-at-once (or STT) left out."""
-    row = next((r for r in (AT_ONCE, "STT") if ws.method(r).exists()), None)
-    if row is None or not ws.skips(ws.student_of(row)).exists():
-        return None
-    return ws.with_skips(ws.examples("train"), ws.student_of(row))
+    """Returns the training examples without what STT-at-once left out.
+
+    They are those of the chosen round, or of the last one where the run was cut before the choice.
+    """
+    rounds = [r["name"] for r in _rounds(ws)]
+    if ws.method(AT_ONCE).exists():
+        rounds = [ws.student_of(AT_ONCE)]
+    return ws.with_skips(ws.examples("train"), rounds[-1]) if rounds else None
+
+
+def _rounds(ws: Workspace) -> list[dict[str, Any]]:
+    """Returns the rounds of STT-at-once that answered the validation questions."""
+    found = []
+    for name in round_names(AT_ONCE, ws.config.skip.rounds):
+        score = ws.evaluation(name, "validation")
+        if score.exists():
+            decided, figures = read_json(ws.skips(name)), read_json(score)
+            found.append(
+                {"name": name}
+                | {key: decided[key] for key in ("judge", "skipped_share", "seconds")}
+                | {key: figures[key] for key in ("accuracy", "generated_tokens")}
+            )
+    return found
 
 
 def _left_out(ws: Workspace) -> dict[str, int] | None:
@@ -114,9 +134,9 @@ def examples_page(folder: Path) -> str:
         "",
         f"Up to {SHOWN} training examples a task, first seed. What is ~~struck through~~ is gone "
         "from the rationales that the chosen round of skip-thinking training (STT, the row "
-        f"`{AT_ONCE}`) was trained on. Up to half of them have a sign that too much may be "
-        "missing: no sentence before the last one holds the answer any more. The teacher is "
-        "text-davinci-002, with its mistakes of wording.",
+        f"`{AT_ONCE}`) was trained on, or the last round of a run that was cut. Up to half of "
+        "them have a sign that too much may be missing: no sentence before the last one holds the "
+        "answer any more. The teacher is text-davinci-002, with its mistakes of wording.",
     ]
     seen: set[str] = set()
     for ws, task, _, long in _workspaces(folder):
