@@ -171,7 +171,7 @@ def cases():
     base = Case(logits, labels, ids, 2, schedules=4, shared_bytes=4096 + 64 * 16)
     two = torch.randn(9, 16500, generator=g).to(torch.bfloat16)  # of a cluster of two blocks
     nine = (torch.arange(9), torch.arange(9) % 2)
-    wide = torch.randn(2, 64 * 8 * 2, generator=g).to(torch.bfloat16)
+    wide = torch.randn(2, 800, generator=g).to(torch.bfloat16)
     return [
         base,
         Case(logits, labels, ids, 2, schedules=2, offset=1, grad_mode=NO_GRAD),
