@@ -4,14 +4,14 @@
 //
 // Who: a cluster takes rows from the work list, each block a slice of the row, each thread every
 // blockDim-th pack of 16 bytes of the slice. All loads of a slice are started at once; the packs
-// stay where they arrive, and the gradient is made of them. So no logit is read twice, and three
-// blocks of 192 threads with up to 22 packs each keep 190 KiB of a multiprocessor's 256 KiB of
-// registers in flight. The blocks of a cluster exchange (max, s, q, h) once a row: each warp stores
-// its own into the shared memory of every block, and one barrier later all warps add up the same
-// numbers in the same order.
+// stay where they arrive, and the gradient is made of them: no logit is read twice. Three blocks of
+// 128 threads with 32 packs each have 192 KiB of a multiprocessor's 256 KiB of registers in flight.
+// The blocks of a cluster exchange (max, s, q, h) once a row: each warp stores its own into the
+// shared memory of every block, and one barrier later all warps add up the same numbers in the same
+// order.
 //
 // Which row is next comes from a counter, so that a slow multiprocessor takes fewer rows; its number
-// is exchanged with the sums, and its label and weight are loaded while the gradient is written.
+// is exchanged with the sums. No result depends on who works on a row.
 //
 // Bytes per row, b bytes a logit: b V read; b V written with the gradient.
 #pragma once
