@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import bench_chunk_loss
+import bench_chunk_loss_gpu
 import bench_linear_chunk_loss
 import bench_segment
 import bench_training_step
@@ -355,3 +356,31 @@ def test_the_segmenters_are_compared_on_the_same_problem():
     for ours, rival in zip(texts.ours("ls", threads=2), texts.rival(), strict=True):
         assert ours.boundaries[1:].tolist() == list(rival)
     assert texts.size(cases.CALL)[1] == 4 * 47 * bench_segment.D
+
+
+def test_on_a_gpu_a_rival_that_does_not_import_is_listed_with_its_reason(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "broken_rival.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(harness.Unavailable) as raised:
+        bench_chunk_loss_gpu.load("broken_rival", "Broken")
+    reason = "broken_rival: ModuleNotFoundError: No module named 'a_package_that_is_not_there'"
+    assert str(raised.value) == reason
+    with pytest.raises(harness.Unavailable, match="the package not_there_at_all is not installed"):
+        bench_chunk_loss_gpu.load("not_there_at_all.part", "Absent")
+
+    fixed = ("loss", (8, 32), "bfloat16")
+    measured = {"quartiles": (0.9, 1.1), "peak_bytes": 3 << 20}
+    results = [
+        bench_chunk_loss_gpu.Result(*fixed, "Broken", 512, None, reason=reason),
+        bench_chunk_loss_gpu.Result(*fixed, "slow", 512, 2.0, copy_share=0.25, **measured),
+        bench_chunk_loss_gpu.Result(*fixed, "cwt_ext", 512, 0.5, copy_share=1.0, **measured),
+    ]
+    bench_chunk_loss_gpu.print_table(results)
+    title, *rows = capsys.readouterr().out.strip().splitlines()
+    assert title.startswith("loss, 8 x 32 bfloat16")
+    assert [row.split()[0] for row in rows] == ["cwt_ext", "slow", "Broken"]
+    assert "4.00 x ours" in rows[1]
+    assert "25.0%" in rows[1]
+    assert rows[2].endswith(f"not measured: {reason}")

@@ -29,14 +29,20 @@ LIMITS = {
     "rows gradient": (64, 1024),
     "rows general": (128, 512),
     "backward": (64, 512),
-    "mean_grad": (80, 256),
+    "mean_grad": (128, 256),
     "plan": (40, 256),
     "weigh": (48, 256),
     "row_weight": (40, 256),
     "sum": (56, 256),
+    # Packs of a thread that its registers hold; as many blocks as launch.cu wants are resident.
+    "cluster 8": (64, 512),
+    "cluster 32": (168, 128),
 }
 # Share of the warps of a multiprocessor that registers leave room for, at least.
 OCCUPANCY = {"rows loss": 0.5, "rows gradient": 0.5, "rows general": 0.25, "backward": 0.5}
+# Here the loads of a whole row in flight hide the latency, not the warps: what counts is the share
+# of the registers that packs take.
+OCCUPANCY |= {"mean_grad": 0.25, "cluster 8": 0.5, "cluster 32": 0.1875}
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on PATH")
 pytestmark = needs_nvcc
@@ -54,7 +60,11 @@ class Usage(NamedTuple):
 def short_name(mangled):
     """Returns e.g. ("rows gradient", "bfloat16") for a kernel's mangled name."""
     kind = re.search(r"chunk_(?:loss_)?(\w+?)_kernel", mangled)[1]
-    found = re.search(r"kernelI(d|f|13__nv_bfloat16|6__half)(?:LNS_7RowModeE(\d)E)?E", mangled)
+    dtypes = "d|f|13__nv_bfloat16|6__half"
+    shape = r"Li\d+ELi\d+ELi(\d+)E"  # threads, blocks, packs
+    found = re.search(rf"kernelI({dtypes})(?:LNS_7RowModeE(\d)E|{shape})?E", mangled)
+    if found and found[3]:
+        return (f"{kind} {found[3]}", TYPES[found[1]])
     dtype, mode = (TYPES[found[1]], found[2]) if found else ("", None)
     return (f"{kind} {MODES[mode]}" if mode else kind, dtype)
 
@@ -105,9 +115,9 @@ def occupancy(registers, threads):
 
 def test_every_kernel_is_built_for_every_architecture(usage):
     per_arch = Counter(arch for arch, _, _ in usage)
-    assert per_arch == dict.fromkeys(ARCHS, 23)
+    assert per_arch == dict.fromkeys(ARCHS, 26)
     for arch, kernel, dtype in usage:
-        if kernel in ("rows loss", "rows gradient"):
+        if kernel.startswith(("rows loss", "rows gradient", "cluster")):
             assert dtype != "float64", "float64 is served by the general kernel"
         assert kernel in LIMITS, (arch, kernel)
 
@@ -122,7 +132,7 @@ def test_registers_and_occupancy(usage):
     for (arch, kernel, dtype), use in sorted(usage.items()):
         ceiling, threads = LIMITS[kernel]
         share = occupancy(use.registers, threads)
-        rows.append(f"{arch:7} {kernel:14} {dtype:9} {use.registers:4} registers {share:4.0%}")
+        rows.append(f"{arch:7} {kernel:19} {dtype:9} {use.registers:4} registers {share:4.0%}")
         assert use.registers <= ceiling, rows[-1]
         assert share >= OCCUPANCY.get(kernel, 0.5), rows[-1]
     print("\n" + "\n".join(rows))
@@ -181,13 +191,13 @@ LOAD, STORE, POWER = r"\bLDG\.E\S*\.128", r"\bSTG\.E\S*\.128", r"MUFU\.EX2"
 PACK = {"float16": 8, "bfloat16": 8, "float32": 4}
 
 
-def main_loops(instructions, size):
-    """Returns the innermost loops that work on four packs: (instructions per element, texts)."""
-    found = [body for body in loops(instructions) if count(body, POWER) >= 4 * size]
+def main_loops(instructions, size, packs):
+    """Returns the innermost loops that work on so many packs: (instructions an element, texts)."""
+    found = [body for body in loops(instructions) if count(body, POWER) >= packs * size]
     innermost = [
         b for b in found if not any(c is not b and "\n".join(c) in "\n".join(b) for c in found)
     ]
-    return [(len(body) / (4 * size), body) for body in innermost]
+    return [(len(body) / (packs * size), body) for body in innermost]
 
 
 @pytest.mark.parametrize("dtype", list(PACK))
@@ -195,7 +205,7 @@ def main_loops(instructions, size):
 def test_loss_reads_each_logit_once_with_wide_loads(code, arch, dtype):
     """One loop, four 16-byte loads for four packs, nothing stored; one exponential an element."""
     size = PACK[dtype]
-    [(per_element, body)] = main_loops(code[arch, "rows loss", dtype], size)
+    [(per_element, body)] = main_loops(code[arch, "rows loss", dtype], size, 4)
     assert count(body, LOAD) == 4
     assert count(body, r"\bSTG|\bSTL|\bLDL|\bSTS|\bLDS") == 0
     assert count(body, POWER) == 4 * size + 4  # and one in each pack's rare rescaling
@@ -209,18 +219,48 @@ def test_loss_reads_each_logit_once_with_wide_loads(code, arch, dtype):
 def test_gradient_reads_once_writes_once_and_rereads_from_cache(code, arch, dtype):
     """First loop: loads (one of two cache hints) and a copy to shared memory; second: stores."""
     size = PACK[dtype]
-    first, second = main_loops(code[arch, "rows gradient", dtype], size)
-    assert count(first[1], LOAD) == 8  # 4 are executed: to be kept in L2, or streamed
-    assert count(first[1], r"\bSTS\.128") == 4
+    first, second = main_loops(code[arch, "rows gradient", dtype], size, 2)
+    assert count(first[1], LOAD) == 4  # 2 are executed: to be kept in L2, or streamed
+    assert count(first[1], r"\bSTS\.128") == 2
     assert count(first[1], r"\bSTG") == 0
-    assert count(second[1], r"\bLDS\.128") == 4
-    assert count(second[1], LOAD) == 4  # of what shared memory has no room for
-    assert count(second[1], STORE) == 4
-    assert count(second[1], POWER) == 4 * size
+    assert count(second[1], r"\bLDS\.128") == 2
+    assert count(second[1], LOAD) == 2  # of what shared memory has no room for
+    assert count(second[1], STORE) == 2
+    assert count(second[1], POWER) == 2 * size
     print(f"\n{arch} {dtype} gradient: {first[0]:.1f} + {second[0]:.1f} instructions an element")
-    # The time of reading and writing two bytes is that of 34 instructions on an H100; about 3.5 of
+    # The time of reading and writing two bytes is that of 34 instructions on an H100; about 5 of
     # those counted here belong to the rare branches (a new maximum, the label's pack).
-    assert first[0] + second[0] <= 36 * (2 if dtype == "float32" else 1)
+    assert first[0] + second[0] <= 42 * (2 if dtype == "float32" else 1)
+
+
+def instructions_per_element(instructions, which, packs, size):
+    """Returns the mean distance of the exponentials of a pass, the first or the last of a kernel.
+
+    Those of a pass's first two packs and of its last are left out, and so is what lies around it.
+    """
+    at = [i for i, (_, text) in enumerate(instructions) if re.search(POWER, text)]
+    at = at[: packs * size] if which == "first" else at[-packs * size :]
+    at = at[2 * size : -size]
+    return (at[-1] - at[0]) / (len(at) - 1)
+
+
+@pytest.mark.parametrize("dtype", list(PACK))
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_in_registers_are_read_once(code, arch, dtype):
+    """As many 16-byte loads and stores as packs; the packs stay in registers between the passes."""
+    size, packs = PACK[dtype], 32 if dtype == "float32" else 8
+    instructions = code[arch, f"cluster {packs}", dtype]
+    texts = [text for _, text in instructions]
+    assert count(texts, LOAD) == packs
+    assert count(texts, r"\bLDS\.128|\bSTS\.128") <= 12  # the exchange
+    stores = [text for text in texts if re.search(STORE, text) and not text.endswith("RZ")]
+    assert len(stores) == packs
+    first = instructions_per_element(instructions, "first", packs, size)
+    second = instructions_per_element(instructions, "last", packs, size)
+    print(f"\n{arch} {dtype} {packs} packs: {first:.1f} + {second:.1f} instructions an element")
+    # Of the 35 (70 for float32) in whose time an H100's memory reads and writes an element.
+    assert first <= 10
+    assert second <= 7
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -202,7 +202,8 @@ CWT_HOST_DEVICE inline RowResult<acc_t> finish_row(const RowSums<acc_t>& r, int6
                           : log(s) - (r.h + (e_y > 0 ? e_y * d_y : acc_t(0))) * out.p_scale;
   out.grad_norm_sq = out.q * out.q + r.q * out.p_scale * out.p_scale;
   const acc_t two_zl = acc_t(2) * zeta * out.logsumexp;
-  out.g_y = two_zl * (acc_t(1) - out.q) - out.q + eps * (acc_t(1) - acc_t(1) / acc_t(vocab));
+  out.g_y = two_zl * (acc_t(1) - out.q) - out.q;
+  if (eps > 0) out.g_y += eps * (acc_t(1) - acc_t(1) / acc_t(vocab));
   out.row_loss = out.nll;
   if (eps > 0) out.row_loss += eps * (r.z_y - r.z_sum / acc_t(vocab));
   if (zeta > 0) out.row_loss += zeta * out.logsumexp * out.logsumexp;

@@ -115,71 +115,61 @@ RowLayout flat(RowLayout x) {
   return x;
 }
 
-// Threads of a block that holds a slice of a row in its registers, and the packs that each can have.
+// The blocks that hold a slice of a row in their registers: threads, blocks a multiprocessor, packs
+// of a thread. What was fastest on an H200 of a dozen shapes, see benchmarks/README.md.
+template <typename scalar_t>
+struct SliceBlock {
+  static constexpr bool kHalf = sizeof(scalar_t) == 2;
 #if defined(CWT_SIMT)
-constexpr int kSliceThreads = 64;
+  static constexpr int kThreads = 64;
 #else
-constexpr int kSliceThreads = 128;
+  static constexpr int kThreads = kHalf ? 512 : 128;
 #endif
-constexpr int kMostPacks = 32;
+  static constexpr int kBlocks = kHalf ? 2 : 3, kPacks = kHalf ? 8 : 32;
+};
 
-// A block of 128 threads has one warp for each quarter of a multiprocessor, so that b of them leave
-// 512 / b registers a thread, in steps of 8; a pack takes four.
-constexpr int slice_blocks(int packs) { return packs <= 8 ? 6 : packs <= 16 ? 4 : 3; }
-
-// The smallest cluster whose registers hold a row; cluster 0: there is none, or the row is so short
-// that a block of the other kernel does as well.
-ClusterShape cluster_shape(const ChunkLossArgs& a, int64_t element, const DeviceLimits& device) {
-  const int64_t packs = a.layout.vocab * element / int64_t(sizeof(Bits128));
-  if (packs < 2 * kSliceThreads || a.layout.rows > kMaxGrid / kMaxCluster) return {0, 0};
-  int cluster = 1;
-  while (ceil_div(packs, cluster) > kMostPacks * kSliceThreads) cluster *= 2;
-  if (cluster > (device.clusters ? kMaxCluster : 1)) return {0, 0};
-  return {cluster, static_cast<int>(ceil_div(packs, cluster))};
+// The smallest cluster whose registers hold a row. Cluster 0: there is none, or more than an eighth
+// of the registers would stay empty; then the other kernel is as fast.
+template <typename scalar_t>
+ClusterShape cluster_shape(const ChunkLossArgs& a, const DeviceLimits& device) {
+  constexpr int64_t most = SliceBlock<scalar_t>::kThreads * SliceBlock<scalar_t>::kPacks;
+  const int64_t packs = a.layout.vocab * int64_t(sizeof(scalar_t)) / int64_t(sizeof(Bits128));
+  if (a.layout.rows > kMaxGrid / (2 * kMaxCluster)) return {0, 0};
+  for (int cluster = 1; cluster <= (device.clusters ? kMaxCluster : 1); cluster *= 2) {
+    const int64_t slice = ceil_div(packs, cluster);
+    if (slice <= most) return {8 * slice >= 7 * most ? cluster : 0, static_cast<int>(slice)};
+  }
+  return {0, 0};
 }
 
-template <typename scalar_t, int kPacks, bool kGradient>
-void launch_cluster_kernel(const ChunkLossArgs& a, const ClusterShape& shape,
-                           const DeviceLimits& device, cudaStream_t stream) {
-  auto* kernel =
-      &chunk_loss_cluster_kernel<scalar_t, kSliceThreads, slice_blocks(kPacks), kPacks, kGradient>;
-  const size_t bytes = shape.shared_bytes(kSliceThreads);
-  const int64_t clusters =
-      shape.cluster == 1
-          ? int64_t(resident_blocks(kernel, kSliceThreads, bytes)) * device.multiprocessors
-          : resident_clusters(kernel, shape.cluster, kSliceThreads, bytes);
-  const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
-  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)),
-                     dim3(kSliceThreads), bytes, stream, a, shape);
-}
-
-template <typename scalar_t, bool kGradient>
+template <typename scalar_t>
 void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
                          const DeviceLimits& device, cudaStream_t stream) {
-  const int64_t packs = ceil_div(shape.packs, kSliceThreads);  // of a thread
-  if (packs <= 8)
-    launch_cluster_kernel<scalar_t, 8, kGradient>(a, shape, device, stream);
-  else if (packs <= 16)
-    launch_cluster_kernel<scalar_t, 16, kGradient>(a, shape, device, stream);
-  else if (packs <= 24)
-    launch_cluster_kernel<scalar_t, 24, kGradient>(a, shape, device, stream);
-  else
-    launch_cluster_kernel<scalar_t, kMostPacks, kGradient>(a, shape, device, stream);
+  using Block = SliceBlock<scalar_t>;
+  constexpr int threads = Block::kThreads;
+  auto* kernel = &chunk_loss_cluster_kernel<scalar_t, threads, Block::kBlocks, Block::kPacks>;
+  const size_t bytes = shape.shared_bytes(threads);
+  const int64_t clusters =
+      shape.cluster == 1 ? int64_t(resident_blocks(kernel, threads, bytes)) * device.multiprocessors
+                         : resident_clusters(kernel, shape.cluster, threads, bytes);
+  const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
+  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)), dim3(threads),
+                     bytes, stream, a, shape);
 }
 
 // Which kernel works on the rows.
 //
-//   options                       rows                        kernel
-//   softcap or label smoothing    any                         rows, kGeneral
-//   float64                       any                         rows, kGeneral
-//   none, or z-loss               unit stride, gradient       cluster: a row in one block's shared
-//                                 aligned like the logits     memory, or in that of up to 8
-//                                 others, z-loss              rows, kGeneral
-//                                 others                      rows, kLoss or kGradient
+//   options                       task       rows                        kernel
+//   softcap or label smoothing    any        any                         rows, kGeneral
+//   float64                       any        any                         rows, kGeneral
+//   none, or z-loss               gradient   unit stride, gradient       cluster, where registers
+//                                            aligned like the logits     hold the row well
+//   others, with z-loss           any        any                         rows, kGeneral
+//   others                        any        any                         rows, kLoss or kGradient
 //
-// Rows too long for a cluster (before sm_90: for a block), or too short for two packs a thread, are
-// among the others. `keep` leaves the logits as they are, where the gradient would take their place,
-// and otherwise computes the same numbers in the same order.
+// The loss alone gains nothing from registers: it looks at a logit once. `keep` leaves the logits as
+// they are, where the gradient would take their place, and otherwise computes the same numbers in
+// the same order.
 template <typename scalar_t>
 void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cudaStream_t stream) {
   const ChunkLossOptions& o = a.options;
@@ -192,13 +182,11 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
     launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device,
                                              stream);  // speed is no aim of float64
   } else {
-    const ClusterShape shape = cluster_shape(a, sizeof(scalar_t), device);
+    const ClusterShape shape = cluster_shape<scalar_t>(a, device);
     if (o.label_smoothing > 0 || o.softcap > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
-    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned && gradient)
-      launch_cluster_rows<scalar_t, true>(a, shape, device, stream);
-    else if (shape.cluster > 0 && a.layout.vocab_stride == 1 && aligned)
-      launch_cluster_rows<scalar_t, false>(a, shape, device, stream);
+    else if (gradient && aligned && a.layout.vocab_stride == 1 && shape.cluster > 0)
+      launch_cluster_rows<scalar_t>(a, shape, device, stream);
     else if (o.z_loss > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
     else if (gradient)

@@ -96,8 +96,9 @@ __device__ __forceinline__ bool is_last_block(int64_t* counter, int64_t blocks) 
     last[0] = count(counter, 1) == blocks - 1;
   }
   __syncthreads();
+  if (last[0] == 0) return false;
   __threadfence();  // the other blocks' counts before their results
-  return last[0] != 0;
+  return true;
 }
 
 // Returns this thread's place in a list that its warp appends to; -1 for threads not taking part.

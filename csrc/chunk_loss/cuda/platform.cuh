@@ -81,6 +81,7 @@ inline void zero_memory(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0,
 
 template <typename value_t>
 void keep_in_register(value_t*&) {}
+inline int formed_again(int x) { return x; }
 
 #else
 
@@ -88,6 +89,13 @@ void keep_in_register(value_t*&) {}
 template <typename value_t>
 __device__ __forceinline__ void keep_in_register(value_t*& p) {
   asm volatile("" : "+l"(p));
+}
+
+// x, of which the compiler does not know that it is x: what is made of it is made here, and no
+// register holds it from an earlier use on.
+__device__ __forceinline__ int formed_again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // For data read once more soon: asks the L2 cache to evict it last. The hint exists for global

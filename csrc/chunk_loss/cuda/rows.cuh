@@ -6,7 +6,7 @@
 // finish_row (contract.h) makes nll, entropy, ||g||^2 ... of the sums.
 //
 // Who: a block takes rows from the work list, one after another (persistent grid). A thread takes
-// every blockDim-th pack of 16 bytes, four loads in flight, and keeps the five sums relative to its
+// every blockDim-th pack of 16 bytes, two or four loads in flight, and keeps the five sums relative to its
 // own running maximum (online softmax: Milakov and Gimelshein, arXiv 1805.02867); the block then
 // reduces the maximum, rescales, and reduces the sums.
 //
@@ -36,7 +36,7 @@ enum class RowMode { kLoss, kGradient, kGeneral };
 // 64 registers a thread for the modes that decide the speed, 128 for kGeneral.
 constexpr int max_row_threads(RowMode mode) { return mode == RowMode::kGeneral ? 512 : 1024; }
 constexpr int kBackwardThreads = 512;
-constexpr int loads_in_flight(RowMode mode) { return mode == RowMode::kGeneral ? 2 : 4; }
+constexpr int loads_in_flight(RowMode mode) { return mode == RowMode::kLoss ? 4 : 2; }
 
 // z of the contract; the derivative is taken where z is known.
 template <typename acc_t>
@@ -144,10 +144,10 @@ class RowTask {
     const acc_t weight = static_cast<const acc_t*>(a_.row_weight)[t_];
     GradientOf<acc_t> g{sums.shift, r.p_scale, r.g_y, 1, 0, softcap_, label_};
     if (kGeneral) g.apply(a_, r.logsumexp);
-    if (kMode == RowMode::kGradient && span_.grad != nullptr) second_pass_plain(g, weight);
     if (kGeneral && (stats || span_.grad != nullptr))
       r.grad_norm_sq = second_pass_general(g, weight);
     if (threadIdx.x == 0) write_row(a_, t_, r, sums.shift, weight, finite);
+    if (kMode == RowMode::kGradient && span_.grad != nullptr) second_pass_plain(g, weight);
   }
 
  private:

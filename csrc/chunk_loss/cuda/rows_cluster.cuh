@@ -4,14 +4,13 @@
 //
 // Who: a cluster takes rows from the work list, each block a slice of the row, each thread every
 // blockDim-th pack of 16 bytes of the slice. All loads of a slice are started at once; the packs
-// stay where they arrive, and the gradient is made of them. So no logit is read twice, and three
-// blocks of 192 threads with up to 22 packs each keep 190 KiB of a multiprocessor's 256 KiB of
-// registers in flight. The blocks of a cluster exchange (max, s, q, h) once a row: each warp stores
-// its own into the shared memory of every block, and one barrier later all warps add up the same
-// numbers in the same order.
+// stay where they arrive, and the gradient is made of them: no logit is read twice. Half of a
+// multiprocessor's registers, 128 KiB, are packs in flight (three quarters in float32). The blocks
+// of a cluster exchange (max, s, q, h) once a row: each warp stores its own into the shared memory
+// of every block, and one barrier later all warps add up the same numbers in the same order.
 //
 // Which row is next comes from a counter, so that a slow multiprocessor takes fewer rows; its number
-// is exchanged with the sums, and its label and weight are loaded while the gradient is written.
+// is exchanged with the sums. No result depends on who works on a row.
 //
 // Bytes per row, b bytes a logit: b V read; b V written with the gradient.
 #pragma once
@@ -37,16 +36,17 @@ struct ClusterShape {
 template <typename scalar_t, int kThreads>
 struct Slice {
   static constexpr int kSize = Pack<scalar_t>::kSize;
-  int head;          // logits of the row before its first whole pack
-  int first, packs;  // of the slice
+  int head;        // logits of the row before its first whole pack
+  unsigned first;  // pack of the slice; unsigned: a sign would take a register
+  int packs;
 
   __device__ __forceinline__ Slice() : head(0), first(0), packs(0) {}
   __device__ __forceinline__ Slice(const ClusterShape& shape, const scalar_t* row, int vocab) {
     const int gap =
         static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
     head = gap < vocab ? gap : vocab;
-    first = shape.cluster == 1 ? 0 : cluster_rank() * shape.packs;
-    const int left = (vocab - head) / kSize - first;
+    first = shape.cluster == 1 ? 0u : static_cast<unsigned>(cluster_rank() * shape.packs);
+    const int left = (vocab - head) / kSize - static_cast<int>(first);
     packs = left < 0 ? 0 : left < shape.packs ? left : shape.packs;
   }
 
@@ -61,7 +61,7 @@ struct Slice {
   }
   // Which of this thread's packs holds a logit; -1 where none does.
   __device__ __forceinline__ int pack_of(int label) const {
-    const int i = (label - head) / kSize - first;
+    const int i = (label - head) / kSize - static_cast<int>(first);
     if (label < head || i < 0 || i >= packs || i % kThreads != static_cast<int>(threadIdx.x))
       return -1;
     return i / kThreads;
@@ -95,6 +95,20 @@ __device__ __forceinline__ float2 add_rest(const float4* partials, int count, fl
   return make_float2(warp_sum(q), warp_sum(h));
 }
 
+// What is known of a row before its logits are. Whose turn it is of the two halves of the exchange's
+// memory is kept in the same register as the row: there is none to spare.
+struct RowAhead {
+  int turn;  // 2 t, and 1 for every other row of a cluster; negative: there is none
+  int label = 0;
+
+  __device__ __forceinline__ RowAhead(const ChunkLossArgs& a, int turn) : turn(turn) {
+    if (turn >= 0) label = static_cast<int>(a.labels[t()]);
+  }
+  __device__ __forceinline__ int t() const { return turn >> 1; }
+  // The turn of row t, which the cluster takes next; t < 0: there is none.
+  __device__ __forceinline__ int next(int t) const { return t < 0 ? -1 : 2 * t + (~turn & 1); }
+};
+
 // What the blocks of a cluster tell each other once a row. The two halves of the memory are used in
 // turn: what a block stores for the next row but one, it stores after a barrier that all warps reach
 // only when they have read this row's.
@@ -102,8 +116,9 @@ template <int kThreads>
 class Exchange {
  public:
   // memory: shape.shared_bytes(kThreads)
-  __device__ __forceinline__ Exchange(const ClusterShape& shape, float4* memory)
-      : shape_(shape), memory_(memory) {}
+  __device__ __forceinline__ Exchange(const ClusterShape& shape, float4* memory,
+                                      const RowAhead& row)
+      : shape_(shape), memory_(memory), row_(row) {}
 
   // Stores a warp's sums where all will read them; every lane has them.
   __device__ __forceinline__ void tell_sums(const float4& sums) {
@@ -111,9 +126,9 @@ class Exchange {
     if (lane_of_thread() < shape_.cluster) store(place + warp_of_thread(), lane_of_thread(), sums);
   }
   // By all lanes of one warp of the cluster.
-  __device__ __forceinline__ void tell_next_row(int t) {
+  __device__ __forceinline__ void tell_turn(int turn) {
     if (lane_of_thread() < shape_.cluster)
-      store(count() + 1, lane_of_thread(), make_float4(__int_as_float(t), 0, 0, 0));
+      store(count() + 1, lane_of_thread(), make_float4(__int_as_float(turn), 0, 0, 0));
   }
   // By the thread that has it.
   __device__ __forceinline__ void tell_label(float z_y) {
@@ -125,19 +140,20 @@ class Exchange {
       __syncthreads();
     else
       cluster_sync();
-    odd_ ^= 1;
   }
 
-  // What has been told before the last wait.
-  __device__ __forceinline__ const float4* sums() const { return memory_ + (odd_ ^ 1) * size(); }
+  // What has been told before the wait.
+  __device__ __forceinline__ const float4* sums() const { return half(); }
   __device__ __forceinline__ int count() const { return kThreads / kWarp * shape_.cluster; }
   __device__ __forceinline__ float z_y() const { return sums()[count()].x; }
-  __device__ __forceinline__ int next_row() const { return __float_as_int(sums()[count() + 1].x); }
+  __device__ __forceinline__ int next_turn() const { return __float_as_int(sums()[count() + 1].x); }
 
  private:
-  __device__ __forceinline__ int size() const { return count() + 2; }
+  __device__ __forceinline__ float4* half() const {
+    return memory_ + (row_.turn & 1) * (count() + 2);
+  }
   __device__ __forceinline__ void store(int place, int rank, const float4& v) {
-    float4* to = memory_ + odd_ * size() + place;
+    float4* to = half() + place;
     if (shape_.cluster == 1)
       *to = v;
     else
@@ -146,38 +162,32 @@ class Exchange {
 
   const ClusterShape& shape_;
   float4* const memory_;
-  int odd_ = 0;
-};
-
-// What is known of a row before its logits are.
-struct RowAhead {
-  int t;  // -1: there is none
-  int label = 0;
-
-  __device__ __forceinline__ RowAhead(const ChunkLossArgs& a, int row) : t(row) {
-    if (t >= 0) label = static_cast<int>(a.labels[t]);
-  }
+  const RowAhead& row_;  // which is being worked on
 };
 
 // The row of the work list that a cluster takes next, by one thread, in two steps with time between.
+// What it knows is in shared memory, so that the other threads have no registers for it.
 class Queue {
  public:
-  __device__ __forceinline__ Queue(const ChunkLossArgs& a, int work, int clusters)
-      : a_(a), work_(work), clusters_(clusters) {}
-  __device__ __forceinline__ void take() {
-    next_ = clusters_ + static_cast<int>(count(a_.next_row, 1));
+  // memory: 2 places
+  __device__ __forceinline__ Queue(const ChunkLossArgs& a, int* memory, int work)
+      : a_(a), memory_(memory) {
+    if (threadIdx.x == 0) memory_[0] = work;
+  }
+  __device__ __forceinline__ void take(const ClusterShape& shape) {
+    memory_[1] = gridDim.x / shape.cluster + static_cast<int>(count(a_.next_row, 1));
   }
   __device__ __forceinline__ int row() const {
-    return next_ < work_ ? static_cast<int>(a_.rows[next_]) : -1;
+    return memory_[1] < memory_[0] ? static_cast<int>(a_.rows[memory_[1]]) : -1;
   }
 
  private:
   const ChunkLossArgs& a_;
-  int work_, clusters_, next_ = 0;
+  int* const memory_;
 };
 
 // A block's work on its slice of one row: kPacks packs of each thread.
-template <typename scalar_t, int kThreads, int kPacks, bool kGradient>
+template <typename scalar_t, int kThreads, int kPacks>
 class SliceTask {
   static constexpr int kSize = Pack<scalar_t>::kSize;
 
@@ -188,7 +198,7 @@ class SliceTask {
                                        Exchange<kThreads>& exchange, float* singles,
                                        const RowAhead& row)
       : a_(a), exchange_(exchange), singles_(singles), row_(row) {
-    const scalar_t* logits = static_cast<const scalar_t*>(a.logits) + a.layout.row(row.t);
+    const scalar_t* logits = static_cast<const scalar_t*>(a.logits) + a.layout.row(row.t());
     slice_ = Slice<scalar_t, kThreads>(shape, logits, vocab());
     const Bits128* from =
         reinterpret_cast<const Bits128*>(logits + slice_.head) + slice_.first + threadIdx.x;
@@ -228,7 +238,7 @@ class SliceTask {
   // After the exchange: the gradient of the slice, and the row's results.
   __device__ __forceinline__ void finish(float weight) {
     const Whole row = whole_row();
-    if (kGradient && a_.grad != nullptr)
+    if (a_.grad != nullptr)
       write_gradient(row.max, weight == 0, weight * row.p_factor, weight * row.g_y);
     // The last warp has the fewest packs. The packs are done with: here are registers to spare.
     if (warp_of_thread() == kThreads / kWarp - 1 && slice_.first == 0) write_results(weight);
@@ -286,13 +296,13 @@ class SliceTask {
     if (a_.options.z_loss > 0)  // nothing cancels here: the label is no part of Q'
       r.grad_norm_sq = row.g_y * row.g_y + rest.x * row.p_factor * row.p_factor;
     const bool finite = spoil_unless_finite(r, sums.s + expf(sums.z_y - sums.shift));
-    write_row(a_, row_.t, r, sums.shift, weight, finite);
+    write_row(a_, row_.t(), r, sums.shift, weight, finite);
   }
 
   __device__ __forceinline__ void write_gradient(float max, bool empty, float factor,
                                                  float at_label) {
     using Exp = Exponent<float>;
-    scalar_t* const out = static_cast<scalar_t*>(a_.grad) + a_.grad_layout.row(row_.t);
+    scalar_t* const out = static_cast<scalar_t*>(a_.grad) + a_.grad_layout.row(row_.t());
     Bits128* to = reinterpret_cast<Bits128*>(out + slice_.head) + slice_.first + threadIdx.x;
     keep_in_register(to);
     const int single = slice_.single(vocab());
@@ -336,35 +346,39 @@ __device__ __forceinline__ void zero_slice(const ChunkLossArgs& a, const Cluster
     store_stream(to + i, Bits128{{0, 0, 0, 0}});
 }
 
-// kBlocks: what a multiprocessor is to hold
-template <typename scalar_t, int kThreads, int kBlocks, int kPacks, bool kGradient>
+// kBlocks: what a multiprocessor is to hold. Without a gradient only the results are written.
+template <typename scalar_t, int kThreads, int kBlocks, int kPacks>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     chunk_loss_cluster_kernel(const ChunkLossArgs a, const ClusterShape shape) {
   CWT_SHARED_DYNAMIC(Bits128, memory);
-  Exchange<kThreads> exchange(shape, reinterpret_cast<float4*>(memory));
   CWT_SHARED(float, singles, 16);
-  const int work = static_cast<int>(a.counters[kWorkRows]), clusters = gridDim.x / shape.cluster;
+  CWT_SHARED(int, queued, 2);
+  const int work = static_cast<int>(a.counters[kWorkRows]);
   const int first = blockIdx.x / shape.cluster;
   // Before a block stores to another's shared memory, that one must be there.
   if (shape.cluster > 1) cluster_sync();
-  Queue queue(a, work, clusters);
-  const bool leads = first * shape.cluster == static_cast<int>(blockIdx.x) && warp_of_thread() == 0;
-  RowAhead row(a, first < work ? static_cast<int>(a.rows[first]) : -1);
-  while (row.t >= 0) {
-    SliceTask<scalar_t, kThreads, kPacks, kGradient> task(a, shape, exchange, singles, row);
-    if (leads && lane_of_thread() == 0) queue.take();
+  Queue queue(a, queued, work);
+  const auto leads = [&] {
+    return warp_of_thread() == 0 && (shape.cluster == 1 || cluster_rank() == 0);
+  };
+  RowAhead row(a, first < work ? 2 * static_cast<int>(a.rows[first]) : -1);
+  Exchange<kThreads> exchange(shape, reinterpret_cast<float4*>(memory), row);
+  while (row.turn >= 0) {
+    SliceTask<scalar_t, kThreads, kPacks> task(a, shape, exchange, singles, row);
+    if (leads() && lane_of_thread() == 0) queue.take(shape);
     task.tell_sums();
-    if (leads)
-      exchange.tell_next_row(__shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0));
-    const float weight = static_cast<const float*>(a.row_weight)[row.t];
+    if (leads())
+      exchange.tell_turn(
+          row.next(__shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0)));
+    const float weight = static_cast<const float*>(a.row_weight)[row.t()];
     exchange.wait();
-    const RowAhead next(a, exchange.next_row());
     task.finish(weight);
-    row = next;
+    row = RowAhead(a, exchange.next_turn());
   }
-  if (kGradient && a.grad != nullptr)
-    for (int64_t i = work + first; i < a.layout.rows; i += clusters)
-      zero_slice<scalar_t, kThreads>(a, shape, a.rows[i]);
+  if (a.grad == nullptr) return;
+  const int mine = formed_again(blockIdx.x) / shape.cluster, clusters = gridDim.x / shape.cluster;
+  for (int64_t i = a.counters[kWorkRows] + mine; i < a.layout.rows; i += clusters)
+    zero_slice<scalar_t, kThreads>(a, shape, a.rows[i]);
 }
 
 }  // namespace cwt
