@@ -28,6 +28,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   diagnose gradient shares, over-smoothing, sharpness of one student (--method CWT)
   export   write training rows for TRL, axolotl and others (--to trl --method CWT)
   sweep    run tasks x seeds x methods, write the tables with intervals
+  doctor   show versions, libraries, devices; check them; say what to do
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
 FTT is full-thinking training (the baseline), CWT chunk-wise training, STT skip-thinking training.
