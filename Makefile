@@ -56,7 +56,7 @@ sdist: .venv/app  # a source distribution, and the doctor on what is built from 
 	cd build/from-sdist && PYTHONPATH=$$PWD ../../$(BIN)/python -P -m cwt_ext.doctor
 
 docs: .venv/test  # warnings are errors, broken links among them; needs no network, nor does the site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "build/site/index.html; with search: $(PYTHON) -m http.server -d build/site"
 
 release: sdist wheel .venv/test  # what docs/releases.md is about; uploads nothing

@@ -38,6 +38,7 @@ def shrunk(code):
     """The code with budgets and sizes that take seconds; everything else as it stands."""
     for name, value in SMALL.items():
         code = re.sub(rf"\b{name}=[\d_]+", f"{name}={value}", code)
+    code = re.sub(r"RunConfig\((?=\n)", "RunConfig(eval=cwt.EvalConfig(max_new_tokens=20),", code)
     return re.sub(r"(generate_examples\(\S+ )\[[\d, ]+\]", shrunk_sizes, code)
 
 

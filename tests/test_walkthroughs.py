@@ -45,7 +45,7 @@ class Walk:
 
         if words[0] == "cwt":
             flags = SMALL_FLAGS.get(words[1], "").split()
-            main([re.sub(r"^\d{5,}$", "300", word) for word in words[1:]] + flags)
+            main([*words[1:], *flags])
         elif words[:2] == ["transformers", "serve"]:
             self.serve(words[1:])
         else:
