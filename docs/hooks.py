@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE = ("*.md", "csrc/*.md", "benchmarks/**/*.md", "benchmarks/**/*.png", "benchmarks/**/*.svg")
+PAGES = ("*.md", "docs/**/*.md", "csrc/*.md", "benchmarks/**/*.md")
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s]+)(?=\))")
 LIST_AFTER_TEXT = re.compile(r"^(?![-*>|#\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)
@@ -40,14 +40,19 @@ def origin(uri: str) -> str:
 
 
 def outside() -> Iterator[str]:
-    """Yields the pages and pictures that stand outside docs/, as paths in the repository."""
-    for pattern in OUTSIDE:
-        for path in sorted(ROOT.glob(pattern)):
-            yield path.relative_to(ROOT).as_posix()
+    """Yields the pages outside docs/, and the files there that any page links to, once each."""
+    pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+    found = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in pages)
+    for page in pages:
+        for _, target in LINK.findall(page.read_text(encoding="utf-8")):
+            file = page.parent / target.partition("#")[0]
+            if ":" not in target and file.is_file() and file.resolve().is_relative_to(ROOT):
+                found[file.resolve().relative_to(ROOT).as_posix()] = None
+    yield from (path for path in found if not path.startswith("docs/"))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages from outside docs/."""
+    """Adds the pages from outside docs/, with their pictures."""
     for path in outside():
         files.append(File.generated(config, place(path), abs_src_path=str(ROOT / path)))
     return files
