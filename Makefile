@@ -4,15 +4,16 @@
 # make docs    the site, in build/site        make release   sdist and wheel, checked, in build/release
 # make wheel   a wheel in build/wheel         make sdist     an sdist, and what is built from it
 # make tiny    the embedded student again     make wheel-check TORCH=2.14.1   the wheel, elsewhere
-# make lock    .ci/requirements.lock again
+# make lock    .ci/requirements.lock again    make matrix PYTHONS="python3.10 python3.12"
 # The torch that is installed is the one pinned in pyproject.toml. On Linux, PyPI's torch brings
 # CUDA along; point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at a CPU build to do without.
 PYTHON ?= python3
 BIN := .venv/bin
 BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 DEMO ?= --preset default
+PYTHONS ?= python3.10 python3.12 python3.13
 
-.PHONY: demo test lint sanitize bench docs wheel wheel-check sdist release lock tiny clean
+.PHONY: demo test lint sanitize bench docs wheel wheel-check sdist release matrix lock tiny clean
 
 demo: .venv/app
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -64,6 +65,9 @@ release: sdist wheel .venv/test  # what docs/releases.md is about; uploads nothi
 	cp build/sdist/*.tar.gz build/wheel/*.whl build/release
 	$(BIN)/twine check --strict build/release/*
 	$(BIN)/python .ci/check_release.py build/release
+
+matrix:  # the library under other Pythons
+	.ci/matrix $(PYTHONS)
 
 lock: .venv/test  # the versions that CI installs; torch has a pin of its own, in pyproject.toml
 	$(BIN)/pip install -q uv

@@ -12,7 +12,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,9 @@ RESOURCE = re.compile(
 
 
 def place(path: str) -> str:
-    """Returns where a file of the repository stands on the site."""
+    """Returns where a file or folder of the repository stands on the site."""
+    if (ROOT / path).is_dir():
+        path += "/README.md" if (ROOT / path / "README.md").exists() else "/index.md"
     if path == "README.md":
         return "index.md"
     return path.removeprefix("docs/")
@@ -39,22 +41,34 @@ def origin(uri: str) -> str:
     return f"docs/{uri}" if (ROOT / "docs" / uri).exists() else uri
 
 
-def outside() -> Iterator[str]:
-    """Yields the pages outside docs/, and the files there that any page links to, once each."""
+def linked() -> Iterator[str]:
+    """Yields the pages, and what they link to in the repository, once each."""
     pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
-    found = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in pages)
+    found = dict.fromkeys(pages)
     for page in pages:
         for _, target in LINK.findall(page.read_text(encoding="utf-8")):
-            file = page.parent / target.partition("#")[0]
-            if ":" not in target and file.is_file() and file.resolve().is_relative_to(ROOT):
-                found[file.resolve().relative_to(ROOT).as_posix()] = None
-    yield from (path for path in found if not path.startswith("docs/"))
+            path = (page.parent / target.partition("#")[0]).resolve()
+            if ":" not in target and path.exists() and path.is_relative_to(ROOT):
+                found[path] = None
+    yield from (path.relative_to(ROOT).as_posix() for path in found)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages from outside docs/, with their pictures."""
-    for path in outside():
-        files.append(File.generated(config, place(path), abs_src_path=str(ROOT / path)))
+    """Adds the pages from outside docs/ with what they link to, and lists of linked folders."""
+    known = set(files.src_uris)
+    for path in linked():
+        uri, source = place(path), ROOT / path
+        if uri in known:
+            continue
+        known.add(uri)
+        if source.is_dir() and uri.endswith("/index.md"):
+            names = sorted(file.name for file in source.iterdir() if file.is_file())
+            text = f"# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+            files.append(
+                File.generated(config, uri, content=text, inclusion=InclusionLevel.NOT_IN_NAV)
+            )
+        elif source.is_file():
+            files.append(File.generated(config, uri, abs_src_path=str(source)))
     return files
 
 

@@ -76,6 +76,8 @@ def test_links_are_translated(hooks):
         "../../running.md"
     )
     assert hooks.site_link("../benchmarks/README.md", "tiny.md") == "benchmarks/README.md"
+    assert hooks.site_link("benchmarks/evidence", "index.md") == "benchmarks/evidence/README.md"
+    assert hooks.site_link("../tests", "testing.md") == "tests/index.md"
     for same in ("https://arxiv.org/abs/2505.18642", "#costs"):
         assert hooks.site_link(same, "methods.md") == same
 
