@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from documents import DOCUMENTS, ROOT
@@ -80,6 +81,14 @@ def test_links_are_translated(hooks):
     assert hooks.site_link("../tests", "testing.md") == "tests/index.md"
     for same in ("https://arxiv.org/abs/2505.18642", "#costs"):
         assert hooks.site_link(same, "methods.md") == same
+
+
+def test_pages_are_rewritten_outside_code_alone(hooks):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tiny.md"))
+    code = "```python\nx](../README.md)\n- y\n```\n"
+    text = "So [see](../README.md):\n- one\n  and more\n- two\n\n" + code
+    wanted = "So [see](index.md):\n\n- one\n  and more\n- two\n\n" + code
+    assert hooks.on_page_markdown(text, page) == wanted
 
 
 @pytest.mark.parametrize(
