@@ -1,16 +1,19 @@
 # make demo    train and compare the methods on the embedded default, print the table
-# make test    the test suite                 make lint      ruff, mypy, clang-format
+# make test    the test suite                 make lint      ruff, mypy, clang-format, codespell
 # make bench   the benchmarks                 make sanitize  the slow tests
+# make docs    the site, in build/site        make release   sdist and wheel, checked, in build/release
 # make wheel   a wheel in build/wheel         make sdist     an sdist, and what is built from it
 # make tiny    the embedded student again     make wheel-check TORCH=2.14.1   the wheel, elsewhere
+# make lock    .ci/requirements.lock again    make matrix PYTHONS="python3.10 python3.12"
 # The torch that is installed is the one pinned in pyproject.toml. On Linux, PyPI's torch brings
 # CUDA along; point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at a CPU build to do without.
 PYTHON ?= python3
 BIN := .venv/bin
 BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 DEMO ?= --preset default
+PYTHONS ?= python3.10 python3.12 python3.13
 
-.PHONY: demo test lint sanitize bench wheel wheel-check sdist tiny clean
+.PHONY: demo test lint sanitize bench docs wheel wheel-check sdist release matrix lock tiny clean
 
 demo: .venv/app
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -25,6 +28,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files | xargs $(BIN)/codespell
 
 bench: .venv/test
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -52,6 +56,26 @@ sdist: .venv/app  # a source distribution, and the doctor on what is built from 
 	CWT_CUDA=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/from-sdist build/sdist/*.tar.gz
 	cd build/from-sdist && PYTHONPATH=$$PWD ../../$(BIN)/python -P -m cwt_ext.doctor
 
+docs: .venv/test  # warnings are errors, broken links among them; needs no network, nor does the site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "build/site/index.html; with search: $(PYTHON) -m http.server -d build/site"
+
+release: sdist wheel .venv/test  # what docs/releases.md is about; uploads nothing
+	rm -rf build/release && mkdir -p build/release
+	cp build/sdist/*.tar.gz build/wheel/*.whl build/release
+	$(BIN)/twine check --strict build/release/*
+	$(BIN)/python .ci/check_release.py build/release
+
+matrix:  # the library under other Pythons
+	.ci/matrix $(PYTHONS)
+
+lock: .venv/test  # the versions that CI installs; torch has a pin of its own, in pyproject.toml
+	$(BIN)/pip install -q uv
+	echo '$(BUILD)' | tr ' ' '\n' | grep '^"*torch==' | tr -d '"' > build/torch.txt
+	$(BIN)/uv pip compile -q --upgrade pyproject.toml --extra app --extra test --extra docs --python-version 3.11 \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) --constraint build/torch.txt --no-emit-package torch \
+	  --no-annotate --custom-compile-command "make lock" -o .ci/requirements.lock
+
 tiny: .venv/app  # makes the embedded student again
 	$(BIN)/python python/pretrain_tiny.py --out python/cwt/students/tiny
 
@@ -69,5 +93,5 @@ clean:
 	touch $@
 
 .venv/test: .venv/app
-	$(BIN)/pip install -q --no-build-isolation -e '.[app,test]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[app,test,docs]'
 	touch $@

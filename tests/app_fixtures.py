@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from cwt.data.example import Example
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"the real rationales are not there ({DATA})"
-)
+needs_data = pytest.mark.realdata(DATA)
 
 
 def tiny():

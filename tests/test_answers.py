@@ -41,7 +41,7 @@ def test_the_table_is_large_and_holds_every_kind_both_ways():
     assert all(source for _, source, *_ in rows)
 
 
-@pytest.mark.skipif(not CASES.is_file(), reason=f"the reported cases are not there ({CASES})")
+@pytest.mark.realdata(CASES)
 def test_reported_cases():
     wrong = []
     for row in filter(None, CASES.read_text("utf-8").split("\n")[1:]):

@@ -105,3 +105,53 @@ def test_errors_of_cuda_come_with_what_to_do(error, hint, capsys):
 
     assert not doctor._attempt("chunk_loss", check)
     assert hint in capsys.readouterr().out
+
+
+# cwt doctor
+
+
+def test_the_application_has_a_doctor(capsys, tmp_path):
+    from cwt.cli import main
+
+    main(["doctor", "--out", str(tmp_path / "runs")])
+    printed = capsys.readouterr().out
+    for expected in ("chunk_loss cpu bfloat16", "transformers", "training runs on"):
+        assert expected in printed
+    assert f"GiB in {tmp_path}" in printed
+    assert "...The answer is 25" in printed
+    assert printed.splitlines()[-1] == "cwt: all good"
+
+
+def test_a_missing_package_and_a_changed_student_are_named(monkeypatch, capsys, tmp_path):
+    from cwt import doctor as application
+    from cwt.students.causal import CausalStudent
+    from packaging.requirements import Requirement
+
+    wanted = ["torch>=99", "no-such-package>=2.1", "numpy>=1"]
+    monkeypatch.setattr(application, "_requirements", lambda: [Requirement(w) for w in wanted])
+    monkeypatch.setattr(CausalStudent, "text", lambda self, ids: "The answer is 26")
+    assert application.diagnose_installation(tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert f"wanted torch>=99 (found: {torch.__version__}), no-such-package>=2.1 (found" in printed
+    assert "(found: none); run pip install 'cwt-ext[app]'" in printed
+    assert "FAILED student: asked" in printed
+    assert printed.splitlines()[-1] == "cwt: something is wrong: see FAILED above"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch, capsys, tmp_path):
+    from cwt import doctor as application
+    from cwt.errors import UserError
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(application.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=rf"{tmp_path}: cannot be written to \(Permission denied"):
+        application.report_disk(tmp_path / "a" / "b")
+    monkeypatch.undo()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 30)
+    monkeypatch.setattr(application.shutil, "disk_usage", lambda _: usage)
+    application.report_disk(tmp_path)
+    printed = capsys.readouterr().out
+    assert "1.0 GiB in" in printed
+    assert "hint: every row" in printed

@@ -25,7 +25,7 @@ ROOMS = {
         "config", "data", "students", "training", "skipping", "evaluation", "report",
     },
 }  # fmt: skip
-ENTRIES = {"__init__", "__main__", "cli", "commands"}
+ENTRIES = {"__init__", "__main__", "cli", "commands", "doctor"}
 
 
 def imported_modules(path):

@@ -20,9 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 CASES = DATA.parent / "cases" / "inputs"
-needs_cases = pytest.mark.skipif(
-    not CASES.is_dir(), reason=f"the collected cases are not there ({CASES})"
-)
+needs_cases = pytest.mark.realdata(CASES)
 
 SUM = "There are 3 of 2. That makes 3 * 2 = 6. The answer is 6"  # three units
 UNITS = ("There are 3 of 2.", " That makes 3 * 2 = 6.", " The answer is 6")

@@ -73,7 +73,7 @@ def test_a_sorted_test_file_is_drawn_from_everywhere():
     assert len(parts.test) + len(parts.not_asked) == 201
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason=f"the collected cases are not there ({CASES})")
+@pytest.mark.realdata(CASES)
 def test_the_sorted_case():
     asked = read_examples(CASES / "D12_sorted_test.json", rationales=False).examples
     train = read_examples(CASES / "good.json").examples

@@ -30,6 +30,7 @@ USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the opti
   export   write training rows for TRL, axolotl and others (--to trl --method CWT)
   merge    write the whole model of a student trained with --lora
   sweep    run tasks x seeds x methods, write the tables with intervals
+  doctor   show versions, libraries, devices; check them; say what to do
 
 A run lives in --out DIR and goes on where it stopped. `cwt run` alone runs the embedded default.
 FTT is full-thinking training (the baseline), CWT chunk-wise training, STT skip-thinking training.

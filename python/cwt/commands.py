@@ -459,6 +459,25 @@ class Sweep(Begins):
         _print(f"{self.out / 'sweep.json'}, {self.out / 'sweep.md'}")
 
 
+@dataclass(frozen=True)
+class Doctor(Command):
+    """Shows what this installation has, whether it works, and what to do where it does not.
+
+    Attributes:
+        out: where runs would be written; its disk is looked at.
+    """
+
+    stands_alone: ClassVar[bool] = True
+
+    out: Path = Path("runs")
+
+    def run(self) -> None:
+        from cwt.doctor import diagnose_installation
+
+        if code := diagnose_installation(self.out):
+            raise SystemExit(code)
+
+
 def _at_least_zero(command: str, jobs: int) -> None:
     if jobs < 0:
         raise UserError(f"{command}: --jobs must not be negative, got {jobs}.")
@@ -478,4 +497,5 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "merge": Merge,
     "sweep": Sweep,
+    "doctor": Doctor,
 }
