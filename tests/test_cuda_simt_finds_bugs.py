@@ -120,7 +120,7 @@ BUGS = {
         "leave multiprocessors idle",
     ),
     "the two halves of the exchange not in turns": Bug(
-        "rows_cluster.cuh", "(~turn & 1)", "(~turn & !PLANTED)", "plain", "differs"
+        "rows_cluster.cuh", "(~turn & 1)", "(~turn & !PLANTED)", "tsan", "data race"
     ),
     "unwritten result": Bug(
         "rows.cuh",

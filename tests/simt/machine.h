@@ -180,10 +180,6 @@ class Machine {
     const Quiet quiet;
     return int(current_->block->rank);
   }
-  int cluster_size() const {
-    const Quiet quiet;
-    return int(current_->block->cluster->blocks.size());
-  }
   // The place in the dynamic shared memory of another block of the cluster.
   void* at_rank(void* mine, int rank) {
     const Quiet quiet;

@@ -70,7 +70,6 @@ inline Bits128 load_stream(const Bits128* p) { return *p; }
 inline void store_stream(Bits128* p, const Bits128& v) { *p = v; }
 inline float power_of_two(float x) { return std::exp2(x); }
 inline int cluster_rank() { return simt::machine.cluster_rank(); }
-inline int cluster_size() { return simt::machine.cluster_size(); }
 inline void cluster_sync(simt::Where w = simt::Where::current()) {
   simt::machine.collective({simt::Op::kClusterBarrier, w});
 }
@@ -136,14 +135,6 @@ __device__ __forceinline__ int cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
   return static_cast<int>(rank);
-}
-
-__device__ __forceinline__ int cluster_size() {
-  uint32_t size = 1;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
-  return static_cast<int>(size);
 }
 
 // A barrier of all threads of the cluster; what was written before, to any block's shared memory,

@@ -36,7 +36,13 @@ enum class RowMode { kLoss, kGradient, kGeneral };
 // 64 registers a thread for the modes that decide the speed, 128 for kGeneral.
 constexpr int max_row_threads(RowMode mode) { return mode == RowMode::kGeneral ? 512 : 1024; }
 constexpr int kBackwardThreads = 512;
-constexpr int loads_in_flight(RowMode mode) { return mode == RowMode::kLoss ? 4 : 2; }
+constexpr int loads_in_flight(RowMode mode) {
+#if __CUDA_ARCH__ >= 1000
+  return mode == RowMode::kLoss ? 4 : 2;  // ptxas needs more registers there
+#else
+  return mode == RowMode::kGeneral ? 2 : 4;
+#endif
+}
 
 // z of the contract; the derivative is taken where z is known.
 template <typename acc_t>
