@@ -126,12 +126,12 @@ def test_a_run_with_adapters_goes_on_from_them(base, tmp_path, capsys):
     out = tmp_path / "r"
     main([
         "run", "--student", str(base), "--lora", "r=2,alpha=4", "--dtype", "float32", "--methods",
-        "STT", "--data.train-size", "12", "--data.validation-size", "2", "--data.test-size", "2",
+        "STT-at-once", "--data.train-size", "12", "--data.validation-size", "2", "--data.test-size", "2",
         "--budget", "600", "--skip.rounds", "2", "--eval.max-new-tokens", "8",
         "--eval.latency-questions", "0", "--train.validations", "0", "--out", str(out),
     ])  # fmt: skip
     capsys.readouterr()
-    for name in ("FTT-small-batch", "STT-round-1", "STT-round-2"):
+    for name in ("FTT-small-batch", "STT-at-once-round-1", "STT-at-once-round-2"):
         config = read_json(out / f"students/{name}/adapter_config.json")
         assert (config["r"], config["base_model_name_or_path"]) == (2, str(base.resolve()))
     recipe = read_json(out / "students/FTT-small-batch/train.json")["recipe"]

@@ -28,4 +28,5 @@ for start in range(0, len(rows), BATCH):
         print(f"loss {mean.item():.5f}")
 if rank == 0:
     print(loss_of.path)
+dist.barrier()  # nobody leaves while others still talk
 dist.destroy_process_group()
