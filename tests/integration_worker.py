@@ -72,4 +72,5 @@ if __name__ == "__main__":
         results[job] = train(folder, int(steps), kind_of_job)
     if os.environ["RANK"] == "0":
         torch.save(results, Path(folder) / "results.pt")
+    torch.distributed.barrier()  # nobody leaves while others still talk
     torch.distributed.destroy_process_group()

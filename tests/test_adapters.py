@@ -126,7 +126,8 @@ def test_a_run_with_adapters_goes_on_from_them(base, tmp_path, capsys):
     out = tmp_path / "r"
     main([
         "run", "--student", str(base), "--lora", "r=2,alpha=4", "--dtype", "float32", "--methods",
-        "STT-at-once", "--data.train-size", "12", "--data.validation-size", "2", "--data.test-size", "2",
+        "STT-at-once", "--data.train-size", "12", "--data.validation-size", "2",
+        "--data.test-size", "2",
         "--budget", "600", "--skip.rounds", "2", "--eval.max-new-tokens", "8",
         "--eval.latency-questions", "0", "--train.validations", "0", "--out", str(out),
     ])  # fmt: skip
