@@ -64,6 +64,11 @@ def export(
     what = what or ("chunks" if method.target == "chunk" else "rationales")
     chosen = list(samples(trained_examples(ws, method), what))
     speller = load_tokenizer(tokenizer or ws.config.student, ws.config.prompt)
+    if tokenized and speller.encoder:
+        raise UserError(
+            "--tokenized writes one row of question and rationale, and the student is an "
+            "encoder-decoder, which reads them apart: export text."
+        )
     wording = Wording(ws.config.prompt, *speller.special_texts)
     if tokenized:
         found: list[dict[str, Any] | None] = [

@@ -44,11 +44,13 @@ class TokenSequence:
         ids: of all tokens.
         chunks: of each token, -1 where it bears no loss.
         shortened: tokens of context left out, because the row would have been too long.
+        prompt: how many of the tokens, the first ones, ask the question.
     """
 
     ids: list[int]
     chunks: list[int]
     shortened: int = 0
+    prompt: int = 0
 
     @property
     def loss_tokens(self) -> int:
@@ -65,12 +67,19 @@ class PromptTokenizer:
     Args:
         tokenizer: of the student.
         template: the prompt, with {question} in it.
+        encoder: whether an encoder reads the prompt by itself: it then ends as the tokenizer ends
+            a text.
 
     Raises:
         UserError: no {question} in the template, or a tokenizer without an end-of-sequence token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "{question}\n") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "{question}\n",
+        encoder: bool = False,
+    ) -> None:
         if "{question}" not in template:
             raise UserError(f"prompt template must hold {{question}}, got {template!r}.")
         if tokenizer.eos_token_id is None:
@@ -78,9 +87,10 @@ class PromptTokenizer:
         self.tokenizer, self.template = tokenizer, template
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        start = tokenizer.encode("")
-        bos = tokenizer.bos_token_id
-        self.start = (bos,) if bos is not None and start[:1] == [bos] else ()
+        added, bos = tokenizer.encode(""), tokenizer.bos_token_id
+        self.start = (bos,) if bos is not None and added[:1] == [bos] else ()
+        self.encoder = encoder
+        self.finish = tuple(added[len(self.start) :]) if encoder else ()
 
     @property
     def special_texts(self) -> tuple[str, str]:
@@ -105,8 +115,10 @@ class PromptTokenizer:
         """
         if any(token in question for token in self.tokenizer.all_special_tokens):
             before, after = self.template.split("{question}", 1)
-            return self.start + self._encode(before) + self.ids(question) + self._encode(after)
-        return self.start + self._encode(self.template.replace("{question}", question))
+            ids = self._encode(before) + self.ids(question) + self._encode(after)
+        else:
+            ids = self._encode(self.template.replace("{question}", question))
+        return self.start + ids + self.finish
 
     def tokenize(self, example: Example) -> TokenizedExample:
         """Returns an example in tokens."""
@@ -143,12 +155,12 @@ def build_sequence(
         ids += unit
         chunks += [of_unit[u] if bears_loss else -1] * len(unit)
     if not max_length or len(ids) <= max_length:
-        return TokenSequence(ids, chunks)
+        return TokenSequence(ids, chunks, prompt=len(tokenized.prompt))
     start, shortened = len(tokenized.prompt), len(ids) - max_length
     end = start + shortened  # of what is left out, right after the question
     if any(c >= 0 for c in chunks[:end]):
         return None
-    return TokenSequence(ids[:start] + ids[end:], chunks[:start] + chunks[end:], shortened)
+    return TokenSequence(ids[:start] + ids[end:], chunks[:start] + chunks[end:], shortened, start)
 
 
 def whole_sequence(tokenized: TokenizedExample) -> TokenSequence:
@@ -163,16 +175,24 @@ class Batch:
     """Tensors of one pass, right-padded; labels and chunk_ids are aligned with the logits.
 
     Attributes:
-        input_ids: (B, T) int64.
-        attention_mask: (B, T) int64, by length (a pad token may equal the end-of-sequence token).
+        input_ids: (B, T) int64; of an encoder-decoder (B, S), what the encoder reads.
+        attention_mask: as input_ids, by length (a pad token may equal the end-of-sequence token).
         labels: (B, T) int64, the next token, IGNORE_INDEX where it bears no loss.
         chunk_ids: (B, T) int64, the chunk of the label, -1 where it bears no loss.
+        decoder_input_ids: (B, T) int64, what the decoder reads; None: there is no decoder.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
     chunk_ids: torch.Tensor
+    decoder_input_ids: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model of transformers is called with."""
+        names = ("input_ids", "attention_mask", "decoder_input_ids")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     @property
     def bears_loss(self) -> torch.Tensor:
@@ -186,29 +206,62 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device."""
-        return Batch(*(t.to(device) for t in vars(self).values()))
+        there = {n: t.to(device) for n, t in vars(self).items() if t is not None}
+        return Batch(**there)
 
 
 def collate(sequences: Sequence[TokenSequence], pad: int) -> Batch:
-    """Returns the batch of some sequences.
+    """Returns the batch of some sequences for a causal language model.
 
     Raises:
         ValueError: no sequence, or not one token of them bears loss.
     """
-    if not any(s.loss_tokens for s in sequences):
-        raise ValueError(
-            f"a batch needs at least one label, got {len(sequences)} sequences without."
-        )
-    ids = [torch.tensor(s.ids) for s in sequences]
-    chunks = [torch.tensor(s.chunks)[1:] for s in sequences]
-    labels = [i[1:].masked_fill(c < 0, IGNORE_INDEX) for i, c in zip(ids, chunks, strict=True)]
-
-    def padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-        return pad_sequence(list(rows), batch_first=True, padding_value=value)
-
+    read, labels, chunks = _shifted([s.ids for s in sequences], [s.chunks for s in sequences])
     return Batch(
-        input_ids=padded([i[:-1] for i in ids], pad),
-        attention_mask=padded([torch.ones_like(i[:-1]) for i in ids], 0),
-        labels=padded(labels, IGNORE_INDEX),
-        chunk_ids=padded(chunks, -1),
+        input_ids=_padded(read, pad),
+        attention_mask=_padded([torch.ones_like(row) for row in read], 0),
+        labels=labels,
+        chunk_ids=chunks,
     )
+
+
+def collate_pairs(sequences: Sequence[TokenSequence], pad: int, start: Sequence[int]) -> Batch:
+    """Returns the batch of some sequences for an encoder-decoder.
+
+    The encoder reads the question, the decoder `start` and the rest of the row.
+
+    Args:
+        sequences: the rows.
+        pad: id that fills a row.
+        start: ids that the decoder begins with, at least one; they bear no loss.
+
+    Raises:
+        ValueError: no sequence, or not one token of them bears loss.
+    """
+    asked = [torch.tensor(s.ids[: s.prompt]) for s in sequences]
+    read, labels, chunks = _shifted(
+        [[*start, *s.ids[s.prompt :]] for s in sequences],
+        [[-1] * len(start) + s.chunks[s.prompt :] for s in sequences],
+    )
+    return Batch(
+        input_ids=_padded(asked, pad),
+        attention_mask=_padded([torch.ones_like(row) for row in asked], 0),
+        labels=labels,
+        chunk_ids=chunks,
+        decoder_input_ids=_padded(read, pad),
+    )
+
+
+def _shifted(
+    ids: Sequence[Sequence[int]], chunks: Sequence[Sequence[int]]
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Returns what is read of each row, all but its last token; padded labels and their chunks."""
+    if not any(chunk >= 0 for row in chunks for chunk in row):
+        raise ValueError(f"a batch needs at least one label, got {len(ids)} sequences without.")
+    rows, of_token = [torch.tensor(row) for row in ids], [torch.tensor(row)[1:] for row in chunks]
+    labels = [r[1:].masked_fill(c < 0, IGNORE_INDEX) for r, c in zip(rows, of_token, strict=True)]
+    return [row[:-1] for row in rows], _padded(labels, IGNORE_INDEX), _padded(of_token, -1)
+
+
+def _padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value)
