@@ -3,6 +3,7 @@
 import pytest
 import torch
 from app_fixtures import examples, tiny
+from cwt.data.tasks import generate_examples
 from cwt.errors import UserError
 from cwt.evaluation.generation import evaluate
 from cwt.skipping.judge import find_skips
@@ -15,7 +16,13 @@ from cwt.training.loop import train
 from cwt.training.recipe import Recipe
 from cwt.training.validation import held_out_loss
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 # What each family needs beside the common sizes; logits that are not the head's own are named.
 FAMILIES = {
@@ -240,6 +247,28 @@ def test_adapters_in_an_encoder_decoder(name, tmp_path):
     wanted = held_out_loss(student, rows)[0]
     assert held_out_loss(again, rows)[0] == pytest.approx(wanted, rel=1e-6)
     assert held_out_loss(load_student(str(tmp_path / "base")), rows)[0] != wanted
+
+
+@pytest.mark.slow
+def test_a_t5_learns_a_generated_task(tmp_path):
+    """From random weights; whoever says yes to every question is right in about half of them."""
+    torch.manual_seed(0)
+    known, asked = generate_examples("coin", [2000, 100], seed=0, steps=3)
+    config = T5Config(
+        vocab_size=768, d_model=64, d_kv=16, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    prompts = PromptTokenizer(tiny().tokenizer.tokenizer, encoder=True)
+    student = Seq2SeqStudent(T5ForConditionalGeneration(config), prompts)
+    assert 100_000 < student.model.num_parameters() < 1_000_000
+    recipe = Recipe(
+        target="rationale", budget=500, budget_unit="optimizer_steps", batch_size=16,
+        learning_rate=3e-3,
+    )  # fmt: skip
+    train(student, known, recipe, tmp_path, cpu=True)
+    score, _ = evaluate(load_student(str(tmp_path)), asked, max_new_tokens=160)
+    assert score.accuracy >= 0.8
+    assert score.well_formed >= 0.9
 
 
 def test_an_encoder_decoder_without_a_start_is_refused(tmp_path):

@@ -147,8 +147,8 @@ def axolotl_row(sample: Sample, wording: Wording) -> dict[str, Any]:
     """Returns {segments, messages}; axolotl reads the one or the other, as its `type` says.
 
     segments (`type: input_output`, no template): each unit with its label. axolotl tokenizes every
-    segment by itself, as cwt does, and adds no special token: those of the wording are segments.
-    Everything survives.
+    segment by itself, and adds no special token: those of the wording are segments. What does not
+    survive: a token that reaches from one unit into the next.
 
     messages (`type: chat_template`, roles_to_train: [assistant]): the assistant's content in parts
     with `train`. The parts after the chunk are there, untrained, so that the turn ends where the

@@ -1,7 +1,11 @@
 """Turns examples into the rows of a batch, in which every token has its chunk."""
 
+import itertools
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -14,18 +18,41 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
+class Written:
+    """The tokens of the units that stay, one entry a token.
+
+    Attributes:
+        ids: of the tokens.
+        units: the unit in which each token begins.
+        places: which token of that unit's own it is (of the whole text): the same token at the same
+            character. Negative where the whole text has another one there.
+        starts: the character of the unit at which it begins.
+    """
+
+    ids: Sequence[int]
+    units: Sequence[int]
+    places: Sequence[int]
+    starts: Sequence[int]
+
+
+@dataclass(frozen=True)
 class TokenizedExample:
     """An example in tokens.
 
     Attributes:
         example: with its chunks and the units that stay.
         prompt: ids of the question.
-        units: ids of each unit; the last one ends with the end-of-sequence token.
+        units: ids of each unit in the whole text, a token with the unit in which it begins; the
+            last one ends with the token that ends a sequence.
+        starts: for each unit and token, the character of the unit at which it begins.
+        tokenizer: which made it.
     """
 
     example: Example
     prompt: tuple[int, ...]
     units: tuple[tuple[int, ...], ...]
+    starts: Sequence[Sequence[int]] = ()
+    tokenizer: "PromptTokenizer | None" = field(default=None, repr=False, compare=False)
 
     def keeping(self, units: frozenset[int] | None) -> "TokenizedExample":
         """Returns the example in which only these units stay; None: all of them."""
@@ -34,6 +61,36 @@ class TokenizedExample:
     def unit_is_chunk(self) -> "TokenizedExample":
         """Returns the example with every unit a chunk of its own."""
         return replace(self, example=self.example.chunked(range(len(self.units) + 1)))
+
+    @cached_property
+    def written(self) -> Written:
+        """The tokens of the units that stay, as the student would write their text."""
+        kept = sorted(self.example.kept)
+        if len(kept) == len(self.units):
+            ids, starts = self.units, self.starts
+            places: list[Sequence[int]] = [range(len(unit)) for unit in ids]
+        else:
+            assert self.tokenizer is not None
+            texts = [self.example.units[u] for u in kept]
+            ids, starts = self.tokenizer.units(self.example.question, texts, self.prompt)
+            places = [
+                _places(self.units[u], self.starts[u], *found)
+                for u, *found in zip(kept, ids, starts, strict=True)
+            ]
+        flat = (array("i", itertools.chain.from_iterable(part)) for part in (ids, places, starts))
+        units = array("i", [u for u, unit in zip(kept, ids, strict=True) for _ in unit])
+        tokens, where, begins = flat
+        return Written(tokens, units, where, begins)
+
+
+def _places(
+    whole: Sequence[int], whole_starts: Sequence[int], ids: Sequence[int], starts: Sequence[int]
+) -> list[int]:
+    """Returns which token of a unit's whole text each of its tokens is; negative: none of them."""
+    seats = zip(whole_starts, whole, strict=True)
+    known = {(start, token): p for p, (start, token) in reversed(list(enumerate(seats)))}
+    found = zip(starts, ids, strict=True)
+    return [known.pop((start, token), -1 - i) for i, (start, token) in enumerate(found)]
 
 
 @dataclass(frozen=True)
@@ -59,10 +116,10 @@ class TokenSequence:
 
 
 class PromptTokenizer:
-    """Turns questions and units into ids with the tokenizer of the student.
+    """Turns questions and rationales into ids with the tokenizer of the student.
 
-    Each unit is tokenized by itself, with the white space before it, so that leaving a unit out
-    changes no token of another.
+    A rationale is tokenized as a whole, as it goes on from its prompt, and each token belongs to
+    the unit in which it begins.
 
     Args:
         tokenizer: of the student.
@@ -89,6 +146,10 @@ class PromptTokenizer:
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         added, bos = tokenizer.encode(""), tokenizer.bos_token_id
         self.start = (bos,) if bos is not None and added[:1] == [bos] else ()
+        added_tokens = tokenizer.added_tokens_decoder.values()
+        self._special = {str(t) for t in added_tokens if t.special} | {
+            *tokenizer.all_special_tokens
+        }
         self.encoder = encoder
         self.finish = tuple(added[len(self.start) :]) if encoder else ()
 
@@ -104,6 +165,16 @@ class PromptTokenizer:
     def _encode(self, text: str, **options: bool) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, **options))
 
+    def _encode_at(self, text: str, **options: bool) -> tuple[list[int], list[int]]:
+        """Returns the ids of a text, and the character at which each token begins."""
+        if not self.tokenizer.is_fast:  # it knows no characters
+            ids = self._encode(text, **options)
+            return list(ids), [len(self.tokenizer.decode(list(ids[:i]))) for i in range(len(ids))]
+        found = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, **options
+        )
+        return found["input_ids"], [start for start, _ in found["offset_mapping"]]
+
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -113,18 +184,68 @@ class PromptTokenizer:
 
         The template may name special tokens, such as those of a chat; a question that does is text.
         """
-        if any(token in question for token in self.tokenizer.all_special_tokens):
+        if self._names_special(question):
             before, after = self.template.split("{question}", 1)
             ids = self._encode(before) + self.ids(question) + self._encode(after)
         else:
             ids = self._encode(self.template.replace("{question}", question))
         return self.start + ids + self.finish
 
+    def _names_special(self, text: str) -> bool:
+        return any(token in text for token in self._special)
+
     def tokenize(self, example: Example) -> TokenizedExample:
         """Returns an example in tokens."""
-        units = [self.ids(unit) for unit in example.units]
-        units[-1] = (*units[-1], self.eos)
-        return TokenizedExample(example, self.prompt(example.question), tuple(units))
+        prompt = self.prompt(example.question)
+        ids, starts = self.units(example.question, example.units, prompt)
+        return TokenizedExample(example, prompt, ids, starts, self)
+
+    def units(
+        self, question: str, texts: Sequence[str], prompt: Sequence[int]
+    ) -> tuple[tuple[tuple[int, ...], ...], tuple[Sequence[int], ...]]:
+        """Returns the ids of each unit, and the character of the unit at which each token begins.
+
+        The units are one text, tokenized once. Where a unit would have no token that begins in it,
+        each is tokenized by itself.
+
+        Args:
+            question: what the prompt asks.
+            texts: the units, the last one being the end of the text.
+            prompt: ids of the prompt.
+        """
+        ends = list(itertools.accumulate(map(len, texts)))
+        ids: list[list[int]] = [[] for _ in texts]
+        starts = [array("i") for _ in texts]
+        unit = 0
+        for token, start in zip(*self._going_on(question, "".join(texts), prompt), strict=True):
+            unit = max(unit, min(bisect_right(ends, start), len(texts) - 1))
+            ids[unit].append(token)
+            starts[unit].append(max(0, start - (ends[unit] - len(texts[unit]))))
+        if not all(ids):
+            pairs = [self._encode_at(text, split_special_tokens=True) for text in texts]
+            ids, starts = [found for found, _ in pairs], [array("i", at) for _, at in pairs]
+        ids[-1].append(self.eos)
+        starts[-1].append(len(texts[-1]))
+        return tuple(map(tuple, ids)), tuple(starts)
+
+    def _going_on(
+        self, question: str, text: str, prompt: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Returns the ids of a text that follows the prompt, and where its tokens begin.
+
+        They are those that it has together with the prompt, if the prompt is the same tokens there;
+        else those that it has alone, without the space that a tokenizer may put before a text.
+        """
+        asked = self.template.replace("{question}", question)
+        own = prompt[len(self.start) :]
+        special = self._names_special(self.template)
+        if not self.encoder and not (special and self._names_special(question + text)):
+            ids, starts = self._encode_at(asked + text, split_special_tokens=not special)
+            if tuple(ids[: len(own)]) == tuple(own):
+                return ids[len(own) :], [max(0, at - len(asked)) for at in starts[len(own) :]]
+        ids, starts = self._encode_at(text, split_special_tokens=True)
+        added = not self.encoder and text[:1] != " " and self.text(ids[:1]) == ""
+        return ids[added:], starts[added:]
 
 
 def build_sequence(
@@ -143,17 +264,15 @@ def build_sequence(
         max_length: tokens of the row, at most; 0: no limit. A longer row loses the beginning of
             the rationale that is context, never a token of the question or of its target.
     """
-    example = tokenized.example
     ids, chunks = list(tokenized.prompt), [-1] * len(tokenized.prompt)
-    of_unit, last, kept = example.chunk_of_units(), len(tokenized.units) - 1, example.kept
-    for u, unit in enumerate(tokenized.units):
-        if u not in kept or (answer_only and u != last):
-            continue
+    of_unit = tokenized.example.chunk_of_units()
+    if answer_only:
+        tokenized = tokenized.keeping(frozenset([len(tokenized.units) - 1]))
+    for token, u in zip(tokenized.written.ids, tokenized.written.units, strict=True):
         if chunk is not None and of_unit[u] > chunk:
             break
-        bears_loss = chunk is None or of_unit[u] == chunk
-        ids += unit
-        chunks += [of_unit[u] if bears_loss else -1] * len(unit)
+        ids.append(token)
+        chunks.append(of_unit[u] if chunk in (None, of_unit[u]) else -1)
     if not max_length or len(ids) <= max_length:
         return TokenSequence(ids, chunks, prompt=len(tokenized.prompt))
     start, shortened = len(tokenized.prompt), len(ids) - max_length
