@@ -168,7 +168,10 @@ class RunConfig:
 
     Attributes:
         student: tiny, a Hugging Face, adapter or GGUF folder, or a name on the hub.
-        prompt: template of the prompt, with {question} in it.
+        prompt: template of the prompt, with {question} in it; in a chat, of the user's turn.
+        chat_template: ask by the chat template of the student's tokenizer, and train the token that
+            ends a turn.
+        system: the system's turn of a chat.
         lora: train adapters in place of all weights, such as r=16,alpha=32,targets=auto (of peft).
         dtype: format of matrix products; weights and averages stay float32. auto: bfloat16 where
             the device has units for it, else float32.
@@ -193,6 +196,8 @@ class RunConfig:
 
     student: str = "tiny"
     prompt: str = "{question}\n"
+    chat_template: bool = False
+    system: str = ""
     lora: str = ""
     dtype: Precision = "float32"
     tf32: bool = False
@@ -206,6 +211,10 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.system and not self.chat_template:
+            raise UserError("--system is a turn of a chat: it needs --chat-template.")
 
 
 def _at_least(config: Any, least: float, *names: str) -> None:

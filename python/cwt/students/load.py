@@ -25,6 +25,7 @@ from cwt.students.adapters import (
     parse_lora,
 )
 from cwt.students.causal import CausalStudent
+from cwt.students.chat import PromptStyle, saved_style
 from cwt.students.pretrained import PretrainedStudent
 from cwt.students.seq2seq import Seq2SeqStudent
 from cwt.students.tokenized import PromptTokenizer
@@ -80,7 +81,9 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"student {name!r} cannot be loaded: {reason}") from error
 
 
-def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> PretrainedStudent:
+def load_student(
+    name: str, prompt: PromptStyle | str | None = None, lora: str = ""
+) -> PretrainedStudent:
     """Returns a student with weights in float32, on the CPU.
 
     Its configuration says whether it is a causal language model or an encoder-decoder.
@@ -88,7 +91,8 @@ def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> Pre
     Args:
         name: `tiny`, a folder made by save_pretrained, an adapter's folder (its base is loaded too,
             and frozen), a folder that holds one .gguf file, or the name of a model on the hub.
-        prompt: template of the prompt, with {question} in it.
+        prompt: how it is asked, or a template with {question} in it; None: as it was saved, or a
+            line with the question.
         lora: adapters to put in, such as r=16,alpha=32,targets=auto; empty: none. A student that
             has adapters keeps those.
 
@@ -130,12 +134,13 @@ def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> Pre
     return Seq2SeqStudent(model, prompts)
 
 
-def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
+def load_tokenizer(name: str, prompt: PromptStyle | str | None = None) -> PromptTokenizer:
     """Returns the tokenizer of a student, without its weights.
 
     Args:
         name: of the student, as `load_student` takes it.
-        prompt: template of the prompt, with {question} in it.
+        prompt: how it is asked, or a template with {question} in it; None: as it was saved, or a
+            line with the question.
 
     Raises:
         UserError: it cannot be loaded, has no end-of-sequence token, or the prompt no {question}.
@@ -147,6 +152,8 @@ def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
         source, extra = name, {}
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    if prompt is None:
+        prompt = saved_style(folder)
     return PromptTokenizer(tokenizer, prompt, encoder)
 
 

@@ -96,13 +96,16 @@ class PretrainedStudent(ABC):
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
     ) -> list[list[int]]:
         self.model.eval()
-        eos, pad = self.tokenizer.eos, self.tokenizer.pad
+        ends = self.tokenizer.ends
         with (
-            _own_generation(self._plain_model, eos, pad),
+            _own_generation(self._plain_model, sorted(ends), self.tokenizer.pad),
             autocast(self.device, self.dtype),
         ):
             written = self._continued(prompts, max_new_tokens=max_new_tokens, **options)
-        return [row[: row.index(eos) + 1] if eos in row else row for row in written]
+        stops = [
+            next((i for i, token in enumerate(row) if token in ends), len(row)) for row in written
+        ]
+        return [row[: stop + 1] for row, stop in zip(written, stops, strict=True)]
 
     @property
     def _plain_model(self) -> Any:
@@ -111,18 +114,23 @@ class PretrainedStudent(ABC):
         return self.model.get_base_model() if wrapped else self.model
 
     def ended(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and ids[-1] == self.tokenizer.eos
+        return bool(ids) and ids[-1] in self.tokenizer.ends
 
     def save(self, folder: Path) -> None:
+        if self.tokenizer.style.chat:  # a server stops where the student's turn ends
+            ends = [self.tokenizer.eos, *sorted(self.tokenizer.ends - {self.tokenizer.eos})]
+            self._plain_model.generation_config.eos_token_id = ends
+            if is_adapted(self.model):
+                self._plain_model.generation_config.save_pretrained(folder)
         if is_adapted(self.model):  # no vocabulary is added, so embeddings stay the base's
             self.model.save_pretrained(folder, save_embedding_layers=False)
         else:
             self.model.save_pretrained(folder)
-        self.tokenizer.tokenizer.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
 
 @contextmanager
-def _own_generation(model: Any, eos: int, pad: int) -> Iterator[None]:
+def _own_generation(model: Any, ends: list[int], pad: int) -> Iterator[None]:
     """Inside this context the model generates as it is asked to, whatever its own configuration.
 
     generation_config.json may hold sampling, penalties or forbidden words; generate() would apply
@@ -130,7 +138,7 @@ def _own_generation(model: Any, eos: int, pad: int) -> Iterator[None]:
     """
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=eos, pad_token_id=pad
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=ends, pad_token_id=pad
     )
     try:
         yield

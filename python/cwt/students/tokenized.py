@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cwt.data.example import Example
 from cwt.errors import UserError
+from cwt.students.chat import PromptStyle, chat_prompt, save_style
 
 IGNORE_INDEX = -100
 
@@ -123,40 +125,59 @@ class PromptTokenizer:
 
     Args:
         tokenizer: of the student.
-        template: the prompt, with {question} in it.
+        style: the prompt, or a template with {question} in it.
         encoder: whether an encoder reads the prompt by itself: it then ends as the tokenizer ends
             a text.
 
+    Attributes:
+        template: the prompt with {question} in it, as it is tokenized.
+        eos: id that ends what the student writes: of the tokenizer, or of a turn of its chat.
+        ends: all ids after which it has ended.
+        pad: id that fills a row.
+        start: ids that begin a text.
+
     Raises:
-        UserError: no {question} in the template, or a tokenizer without an end-of-sequence token.
+        UserError: no {question} in the template, no chat template where the style is a chat, or a
+            tokenizer without a token that ends a sequence.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: str = "{question}\n",
+        style: PromptStyle | str = PromptStyle(),  # noqa: B008 - frozen
         encoder: bool = False,
     ) -> None:
-        if "{question}" not in template:
-            raise UserError(f"prompt template must hold {{question}}, got {template!r}.")
-        if tokenizer.eos_token_id is None:
+        self.style = PromptStyle(style) if isinstance(style, str) else style
+        self.tokenizer, self.template = tokenizer, self.style.template
+        end = None
+        if self.style.chat:
+            self.template, end = chat_prompt(tokenizer, self.style)
+        ends = [i for i in (end, tokenizer.eos_token_id) if i is not None]
+        if not ends:
             raise UserError("the student's tokenizer has no end-of-sequence token; it needs one.")
-        self.tokenizer, self.template = tokenizer, template
-        self.eos: int = tokenizer.eos_token_id
+        self.eos: int = ends[0]
+        self.ends = frozenset(ends)
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        added, bos = tokenizer.encode(""), tokenizer.bos_token_id
-        self.start = (bos,) if bos is not None and added[:1] == [bos] else ()
         added_tokens = tokenizer.added_tokens_decoder.values()
         self._special = {str(t) for t in added_tokens if t.special} | {
             *tokenizer.all_special_tokens
         }
+        added, bos = tokenizer.encode(""), tokenizer.bos_token_id
+        begins = bos is not None and added[:1] == [bos]
         self.encoder = encoder
-        self.finish = tuple(added[len(self.start) :]) if encoder else ()
+        self.finish = tuple(added[begins:]) if encoder else ()
+        # A chat template names the token that begins a sequence itself; a decoder's text is none.
+        self.start = (bos,) if begins and (encoder or not self.style.chat) else ()
 
     @property
     def special_texts(self) -> tuple[str, str]:
         """The texts of the tokens that begin (empty: none is added) and end a sequence."""
-        return str(self.tokenizer.bos_token) if self.start else "", str(self.tokenizer.eos_token)
+        end = self.tokenizer.convert_ids_to_tokens(self.eos)
+        return str(self.tokenizer.bos_token) if self.start else "", str(end)
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer and how the student is asked."""
+        save_style(self.tokenizer, self.style, folder, bool(self.start))
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a text, without special tokens: their names in a text stay text."""
@@ -189,7 +210,7 @@ class PromptTokenizer:
             ids = self._encode(before) + self.ids(question) + self._encode(after)
         else:
             ids = self._encode(self.template.replace("{question}", question))
-        return self.start + ids + self.finish
+        return (() if self.style.chat else self.start) + ids + self.finish
 
     def _names_special(self, text: str) -> bool:
         return any(token in text for token in self._special)
@@ -237,7 +258,7 @@ class PromptTokenizer:
         else those that it has alone, without the space that a tokenizer may put before a text.
         """
         asked = self.template.replace("{question}", question)
-        own = prompt[len(self.start) :]
+        own = prompt if self.style.chat else prompt[len(self.start) :]
         special = self._names_special(self.template)
         if not self.encoder and not (special and self._names_special(question + text)):
             ids, starts = self._encode_at(asked + text, split_special_tokens=not special)
