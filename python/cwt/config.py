@@ -37,6 +37,8 @@ class DataConfig:
         strict: stop at the first row that cannot be used, in place of listing it.
         task: generated task: arithmetic, objects, letters, coin or stock.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
+        thinking: think markers of --data: strip them, keep those that are there, or wrap in <think>
+            and </think> what stands before the answer.
         unit: the piece of a rationale that is never cut.
         train_size: how many training examples, at most; 0: all rows of --data, 600 generated ones.
         validation_size: how many validation questions, at most; they choose among rounds.
@@ -49,6 +51,7 @@ class DataConfig:
     strict: Annotated[bool, short("strict")] = False
     task: Annotated[str, short("task")] = "arithmetic"
     steps: int = 0
+    thinking: Annotated[Literal["strip", "keep", "wrap"], short("thinking")] = "strip"
     unit: UnitKind = "sentence"
     train_size: int = 600
     validation_size: int = 100
@@ -63,6 +66,8 @@ class DataConfig:
             raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.eval_file and not self.file:
             raise UserError("--eval-data needs --data: it is the test part of the same job.")
+        if self.thinking != "strip" and not self.file:
+            raise UserError(f"--thinking {self.thinking} needs --data: no generated text thinks.")
 
 
 @dataclass(frozen=True)

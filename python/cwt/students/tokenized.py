@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from cwt.data.answers.statement import CLOSE_MARKER, OPEN_MARKER, opened_thought
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.students.chat import PromptStyle, chat_prompt, save_style
@@ -216,7 +217,15 @@ class PromptTokenizer:
         return any(token in text for token in self._special)
 
     def tokenize(self, example: Example) -> TokenizedExample:
-        """Returns an example in tokens."""
+        """Returns an example in tokens.
+
+        Where the prompt opens a thought, the rationale does not open it again.
+
+        Raises:
+            UserError: the prompt opens a thought that the rationale does not close.
+        """
+        if opened_thought(self.template.split("{question}", 1)[1]):
+            example = _inside_thought(example)
         prompt = self.prompt(example.question)
         ids, starts = self.units(example.question, example.units, prompt)
         return TokenizedExample(example, prompt, ids, starts, self)
@@ -267,6 +276,19 @@ class PromptTokenizer:
         ids, starts = self._encode_at(text, split_special_tokens=True)
         added = not self.encoder and text[:1] != " " and self.text(ids[:1]) == ""
         return ids[added:], starts[added:]
+
+
+def _inside_thought(example: Example) -> Example:
+    """Returns an example whose rationale begins inside a thought."""
+    if not CLOSE_MARKER.search(example.rationale):
+        raise UserError(
+            f"{example.id}: the prompt opens a thought and the rationale closes none; use "
+            "--thinking wrap."
+        )
+    first = example.units[0].lstrip()
+    marker = OPEN_MARKER.match(first)
+    first = first[marker.end() :].lstrip() if marker else example.units[0]
+    return replace(example, units=(first, *example.units[1:]))
 
 
 def build_sequence(
