@@ -104,14 +104,6 @@ def test_folders_that_are_not_students(capsys, tmp_path):
     assert not out.exists() or not (out / "students").exists()
 
 
-def test_a_t5_is_named_as_an_encoder_decoder(capsys, tmp_path):
-    from transformers import T5Config
-
-    T5Config().save_pretrained(tmp_path / "t5")
-    line = fails(capsys, "run", "--student", tmp_path / "t5", "--out", tmp_path / "o")
-    assert "is an encoder-decoder (t5); wanted a causal language model" in line
-
-
 def test_output_folders_of_others(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert "holds files but no run of cwt" in fails(capsys, "run", "--out", tmp_path)

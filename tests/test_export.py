@@ -405,20 +405,23 @@ def llama_like(texts):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
-def test_a_tokenizer_that_joins_units_needs_rows_in_tokens():
-    """Of the whole text it makes a token ".\n" that belongs to two chunks; --tokenized does not."""
+def test_a_token_of_two_units_is_trained_with_the_first():
+    """The whole text has a token ".\n" that reaches into the next chunk."""
     lines = [f"\nStep {n} adds {n} to {2 * n}." for n in range(1, 20)]
     example = Example("lines", "How many?", (lines[0][1:], *lines[1:]), "9").chunked([0, 9, 18, 19])
     speller = PromptTokenizer(llama_like([example.rationale]))
     wording = Wording(speller.template, *speller.special_texts)
-    for sample in list(samples([example], "chunks"))[1:]:
+    whole = [*speller.ids(wording.prompt(example) + example.rationale), speller.eos]
+    first, middle, last = samples([example], "chunks")
+    for sample, begins in ((first, "Step"), (middle, "Step"), (last, "Step")):
         row = token_row(sample, speller)
-        first = next(label for label in row["labels"] if label >= 0)
-        assert speller.text([first]) == "\n"
-        whole = ROWS["trl"](sample, wording)
-        joined = list(speller.ids(whole["prompt"] + whole["completion"]))
-        assert row["input_ids"][: len(joined)] != joined
-        assert speller.text(row["input_ids"]) == whole["prompt"] + whole["completion"]
-        assert (row["input_ids"], row["labels"]) == axolotl_input_output(
-            ROWS["axolotl"](sample, wording), speller.tokenizer
-        )
+        assert row["input_ids"] == whole[: len(row["input_ids"])]
+        trained = [label for label in row["labels"] if label >= 0]
+        assert speller.text(trained[:1]) == begins
+        ends = trained[-1:] == [speller.eos] if sample is last else True
+        assert ends
+        if sample is not last:
+            assert speller.text(trained[-1:]) == ".\n"
+        segments = axolotl_input_output(ROWS["axolotl"](sample, wording), speller.tokenizer)[0]
+        assert segments != row["input_ids"][: len(segments)]
+        assert speller.text(segments) == speller.text(row["input_ids"]).rstrip("\n")

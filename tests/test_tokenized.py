@@ -3,7 +3,7 @@ import torch
 from app_fixtures import examples, tiny
 from cwt.data.example import Example
 from cwt.errors import UserError
-from cwt.students.causal import logits_only_at
+from cwt.students.pretrained import logits_only_at
 from cwt.students.tokenized import (
     IGNORE_INDEX,
     PromptTokenizer,

@@ -108,7 +108,7 @@ def signals(ws: Any) -> dict[str, float]:
     student = open_student(ws, PARENT)
     examples = [student.tokenize(e) for e in ws.examples("validation")]
     scores = score_tokens(student, examples, 32)
-    values = [answer_value(student, x) for x in examples]
+    values = [answer_value(x) for x in examples]
     known = [all(s[place][0] for place in v) for s, v in zip(scores, values, strict=True)]
     sure = [right and p >= 0.9 for s in scores for (_, at), (right, p) in s.items() if at > 0]
     return {"answer_known": float(np.mean(known)), "sure": float(np.mean(sure))}

@@ -113,7 +113,7 @@ def _defaults(name: str, kind: type[AnyCommand], argv: list[str]) -> AnyCommand:
         config = replace(config, train=replace(config.train, epochs=0.0))
     where: dict[str, Any] = {"out": out, "preset": preset}
     if kind is Data:
-        mine = {s: getattr(config, s) for s in ("student", "prompt", "seed", "data")}
+        mine = {name: getattr(config, name) for name in Data.own}
         return kind(**where, **mine, rest=config)  # type: ignore[call-arg]
     return kind(**where, options=config)  # type: ignore[call-arg]
 

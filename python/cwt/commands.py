@@ -110,22 +110,29 @@ class Data(Begins):
 
     Attributes:
         student: tiny, a Hugging Face or GGUF folder, or a name on the hub.
-        prompt: template of the prompt, with {question} in it.
+        prompt: template of the prompt, with {question} in it; in a chat, of the user's turn.
+        chat_template: ask by the chat template of the student's tokenizer.
+        system: the system's turn of a chat.
         seed: decides the data, the order of training and the random controls.
         show: print what was understood, with so many examples unit by unit.
         data: where the examples come from.
     """
 
+    own: ClassVar[tuple[str, ...]] = (
+        "student", "prompt", "chat_template", "system", "seed", "data",
+    )  # fmt: skip
+
     student: str = "tiny"
     prompt: str = "{question}\n"
+    chat_template: bool = False
+    system: str = ""
     seed: int = 0
     show: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     rest: Annotated[RunConfig, tyro.conf.Suppress] = field(default_factory=RunConfig)
 
     def config(self) -> RunConfig:
-        mine = {name: getattr(self, name) for name in ("student", "prompt", "seed", "data")}
-        return replace(self.rest, **mine)
+        return replace(self.rest, **{name: getattr(self, name) for name in self.own})
 
     def run(self) -> None:
         from cwt.pipeline.data import make_data, show_data

@@ -37,6 +37,8 @@ class DataConfig:
         strict: stop at the first row that cannot be used, in place of listing it.
         task: generated task: arithmetic, objects, letters, coin or stock.
         steps: reasoning steps of a generated problem, 0 for the task's own number.
+        thinking: think markers of --data: strip them, keep those that are there, or wrap in <think>
+            and </think> what stands before the answer.
         unit: the piece of a rationale that is never cut.
         train_size: how many training examples, at most; 0: all rows of --data, 600 generated ones.
         validation_size: how many validation questions, at most; they choose among rounds.
@@ -49,6 +51,7 @@ class DataConfig:
     strict: Annotated[bool, short("strict")] = False
     task: Annotated[str, short("task")] = "arithmetic"
     steps: int = 0
+    thinking: Annotated[Literal["strip", "keep", "wrap"], short("thinking")] = "strip"
     unit: UnitKind = "sentence"
     train_size: int = 600
     validation_size: int = 100
@@ -63,6 +66,8 @@ class DataConfig:
             raise UserError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.eval_file and not self.file:
             raise UserError("--eval-data needs --data: it is the test part of the same job.")
+        if self.thinking != "strip" and not self.file:
+            raise UserError(f"--thinking {self.thinking} needs --data: no generated text thinks.")
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,10 @@ class RunConfig:
 
     Attributes:
         student: tiny, a Hugging Face, adapter or GGUF folder, or a name on the hub.
-        prompt: template of the prompt, with {question} in it.
+        prompt: template of the prompt, with {question} in it; in a chat, of the user's turn.
+        chat_template: ask by the chat template of the student's tokenizer, and train the token that
+            ends a turn.
+        system: the system's turn of a chat.
         lora: train adapters in place of all weights, such as r=16,alpha=32,targets=auto (of peft).
         dtype: format of matrix products; weights and averages stay float32. auto: bfloat16 where
             the device has units for it, else float32.
@@ -193,6 +201,8 @@ class RunConfig:
 
     student: str = "tiny"
     prompt: str = "{question}\n"
+    chat_template: bool = False
+    system: str = ""
     lora: str = ""
     dtype: Precision = "float32"
     tf32: bool = False
@@ -206,6 +216,10 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.system and not self.chat_template:
+            raise UserError("--system is a turn of a chat: it needs --chat-template.")
 
 
 def _at_least(config: Any, least: float, *names: str) -> None:

@@ -25,15 +25,29 @@ class Wording:
         template: of the prompt, with {question} in it.
         bos: text of the token that begins a sequence; empty where the tokenizer adds none.
         eos: text of the token that ends a sequence.
+        turn: the user's turn alone, with {question} in it, for formats whose trainer puts a chat
+            template around it; empty: the template.
+        system: the system's turn of a chat; empty: none.
     """
 
     template: str = "{question}\n"
     bos: str = ""
     eos: str = ""
+    turn: str = ""
+    system: str = ""
 
     def prompt(self, example: Example) -> str:
         """Returns the prompt that asks the example's question."""
         return self.template.replace("{question}", example.question)
+
+    def asked(self, example: Example) -> str:
+        """Returns the user's turn that asks the example's question."""
+        return (self.turn or self.template).replace("{question}", example.question)
+
+    @property
+    def opening(self) -> list[dict[str, object]]:
+        """The turns before the user's."""
+        return [_says("system", self.system)] if self.system else []
 
 
 @dataclass(frozen=True)
@@ -120,10 +134,10 @@ def messages_row(sample: Sample, wording: Wording) -> dict[str, Any]:
     so that it is not trained; the chat template puts its own marks between context and chunk and
     ends the turn after every chunk. Whole rationales keep their meaning.
     """
-    prompt = wording.prompt(sample.example) + sample.context
+    asked = _says("user", wording.asked(sample.example) + sample.context)
     return {
         "id": sample.example.id,
-        "messages": [_says("user", prompt), _says("assistant", sample.target)],
+        "messages": [*wording.opening, asked, _says("assistant", sample.target)],
     }
 
 
@@ -137,9 +151,10 @@ def alpaca_row(sample: Sample, wording: Wording) -> dict[str, Any]:
     """
     return {
         "id": sample.example.id,
-        "instruction": wording.prompt(sample.example),
+        "instruction": wording.asked(sample.example),
         "input": sample.context,
         "output": sample.target,
+        **({"system": wording.system} if wording.system else {}),
     }
 
 
@@ -147,8 +162,8 @@ def axolotl_row(sample: Sample, wording: Wording) -> dict[str, Any]:
     """Returns {segments, messages}; axolotl reads the one or the other, as its `type` says.
 
     segments (`type: input_output`, no template): each unit with its label. axolotl tokenizes every
-    segment by itself, as cwt does, and adds no special token: those of the wording are segments.
-    Everything survives.
+    segment by itself, and adds no special token: those of the wording are segments. What does not
+    survive: a token that reaches from one unit into the next.
 
     messages (`type: chat_template`, roles_to_train: [assistant]): the assistant's content in parts
     with `train`. The parts after the chunk are there, untrained, so that the turn ends where the
@@ -166,10 +181,10 @@ def axolotl_row(sample: Sample, wording: Wording) -> dict[str, Any]:
     ]
     # axolotl counts a message any part of which has `train` as trained, even if it says false:
     # it would then train the end of the user's turn. The user's part says nothing.
-    asked = [{"type": "text", "text": wording.prompt(example)}]
+    asked = [{"type": "text", "text": wording.asked(example)}]
     return {
         "segments": [{"label": label, "text": text} for label, text in segments if text],
-        "messages": [_says("user", asked), _says("assistant", parts)],
+        "messages": [*wording.opening, _says("user", asked), _says("assistant", parts)],
     }
 
 

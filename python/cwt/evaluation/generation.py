@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cwt.data.answers import extract_answer, same_answer
+from cwt.data.answers.statement import opened_thought
 from cwt.data.example import Example
 from cwt.data.units import answer_start
 from cwt.errors import UserError
@@ -165,10 +166,14 @@ def score(generations: Sequence[Generation], seconds: float) -> Score:
 
 
 def grade(student: Student, example: Example, ids: list[int]) -> Generation:
-    """Returns the graded answer of a student to a question, given the ids that it wrote."""
+    """Returns the graded answer of a student to a question, given the ids that it wrote.
+
+    A thought that is not closed has no answer, also where the prompt opened it.
+    """
     ended = student.ended(ids)
     text = student.text(ids)
-    answer = extract_answer(text)
+    read = opened_thought(student.text(student.prompt(example.question))) + text
+    answer = extract_answer(read)
     return Generation(
         id=example.id,
         question=example.question,
@@ -176,7 +181,7 @@ def grade(student: Student, example: Example, ids: list[int]) -> Generation:
         text=text,
         answer=answer,
         correct=same_answer(answer, example.answer),
-        well_formed=ended and answer is not None and answer_start(text) < len(text),
+        well_formed=ended and answer is not None and answer_start(read) < len(read),
         truncated=not ended,
         tokens=len(ids),
     )

@@ -80,7 +80,8 @@ def _import(
 
 
 def _read(c: DataConfig) -> Imported:
-    return read_examples(c.file, c.unit, columns=column_names(c.columns), strict=c.strict)
+    columns = column_names(c.columns)
+    return read_examples(c.file, c.unit, True, columns, c.strict, c.thinking)
 
 
 def _read_questions(c: DataConfig) -> Imported:

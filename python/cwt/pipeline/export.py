@@ -10,6 +10,7 @@ from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_lines
 from cwt.pipeline.choice import chosen_student, not_trained
+from cwt.pipeline.fit import prompt_style
 from cwt.pipeline.methods import Method, parent_of
 from cwt.pipeline.stages import shortened_examples
 from cwt.pipeline.workspace import Workspace
@@ -63,8 +64,14 @@ def export(
         raise UserError(f"--tokenized goes with --to {' or '.join(IN_TOKENS)}, got --to {to}.")
     what = what or ("chunks" if method.target == "chunk" else "rationales")
     chosen = list(samples(trained_examples(ws, method), what))
-    speller = load_tokenizer(tokenizer or ws.config.student, ws.config.prompt)
-    wording = Wording(ws.config.prompt, *speller.special_texts)
+    style = prompt_style(ws.config)
+    speller = load_tokenizer(tokenizer or ws.config.student, style)
+    if tokenized and speller.encoder:
+        raise UserError(
+            "--tokenized writes one row of question and rationale, and the student is an "
+            "encoder-decoder, which reads them apart: export text."
+        )
+    wording = Wording(speller.template, *speller.special_texts, style.turn, style.system)
     if tokenized:
         found: list[dict[str, Any] | None] = [
             token_row(s, speller, ws.config.train.max_length) for s in chosen

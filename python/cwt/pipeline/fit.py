@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from cwt.config import RunConfig
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import read_json
 from cwt.pipeline.workspace import Workspace
 from cwt.students.adapters import ADAPTER
+from cwt.students.chat import PromptStyle
 from cwt.students.load import load_student
 from cwt.students.memory import (
     Shape,
@@ -36,11 +38,16 @@ def device_of(ws: Workspace) -> torch.device:
     return device
 
 
+def prompt_style(config: RunConfig) -> PromptStyle:
+    """Returns how the students of a run are asked."""
+    return PromptStyle(config.prompt, config.chat_template, config.system)
+
+
 def open_student(ws: Workspace, name: str = "") -> Student:
     """Returns a student of the run, by default the given one, on this process's device."""
     c, device = ws.config, device_of(ws)
     source = str(ws.student(name)) if name else c.student
-    student = load_student(source, c.prompt, c.lora)
+    student = load_student(source, prompt_style(c), c.lora)
     student.dtype = compute_dtype(c.dtype, device)
     allow_tf32(c.tf32)
     if student.dtype != torch.float32:

@@ -8,14 +8,15 @@ from cwt.progress import Progress, quiet
 from cwt.skipping.criterion import Decision, SkipCriterion
 from cwt.skipping.scoring import (
     Place,
-    Places,
     TokenScores,
+    answer_nll,
     answer_value,
-    nll,
+    places_of,
     removable_parts,
     score_tokens,
 )
 from cwt.students.student import Student
+from cwt.students.tokenized import TokenizedExample
 
 
 def find_skips(
@@ -50,8 +51,8 @@ def find_skips(
     kept = list(start)
     decisions: list[Decision] = []
     reference = score_tokens(student, start, batch_size)
-    values = [answer_value(student, x) for x in start]
-    checked = [_checked(criterion, r, v) for r, v in zip(reference, values, strict=True)]
+    checked = [_checked(criterion, r, x) for r, x in zip(reference, start, strict=True)]
+    values = [answer_nll(x, r) for x, r in zip(start, reference, strict=True)]
     parts = [removable_parts(criterion.granularity, e) for e in examples]
     most = max(map(len, parts))
     for n in range(most):
@@ -63,13 +64,14 @@ def find_skips(
         base = kept if criterion.cumulative else start
         without = [base[i].keeping(base[i].example.kept - gone) for i, gone in asked]
         after = score_tokens(student, without, batch_size)
-        for (i, gone), scores in zip(asked, after, strict=True):
+        for (i, gone), left, scores in zip(asked, without, after, strict=True):
             upset = _upset(criterion, checked[i], reference[i], scores, max(gone))
+            tokens = dict(zip(places_of(start[i]), start[i].written.ids, strict=True))
             flips = [
-                {"token": student.text([start[i].units[u][p]]), "unit": u, **evidence}
-                for (u, p), evidence in upset.items()
+                {"token": student.text([tokens[place]]), "unit": place[0], **evidence}
+                for place, evidence in upset.items()
             ]
-            rise = nll(scores, values[i]) - nll(reference[i], values[i])
+            rise = answer_nll(left, scores) - values[i]
             skipped = not flips and rise <= criterion.max_answer_nll_rise
             for u in sorted(gone):
                 text = student.text(start[i].units[u]).strip()
@@ -81,25 +83,31 @@ def find_skips(
     return [e.keeping(x.example.kept) for e, x in zip(examples, kept, strict=True)], decisions
 
 
-def _checked(criterion: SkipCriterion, reference: TokenScores, value: Places) -> set[Place]:
+def _checked(
+    criterion: SkipCriterion, reference: TokenScores, tokenized: TokenizedExample
+) -> set[Place]:
     """Returns the tokens that must still be predicted after a skip.
 
     For `literal` they are the answer's, at any probability. If the student does not predict the
     answer in the reference pass there are none, and all units stay.
     """
     if criterion.judge == "literal":
+        value = answer_value(tokenized)
         return set(value) if all(reference[place][0] for place in value) else set()
     return sure_tokens(criterion, reference)
 
 
 def sure_tokens(criterion: SkipCriterion, reference: TokenScores) -> set[Place]:
-    """Returns the tokens that the student is sure of in a reference pass."""
+    """Returns the tokens that the student is sure of in a reference pass.
+
+    A token that the whole text has not is none of them: it has no place to be found by.
+    """
     return {
         (u, p)
         for (u, p), (right, probability) in reference.items()
         if right
         and probability >= criterion.min_probability
-        and (p > 0 or criterion.check_unit_starts)
+        and (p > 0 or (p == 0 and criterion.check_unit_starts))
     }
 
 

@@ -6,10 +6,12 @@ from cwt.data.example import Example
 from cwt.progress import Progress, quiet
 from cwt.skipping.criterion import Decision, SkipCriterion
 from cwt.skipping.scoring import (
+    Place,
     Places,
     TokenScores,
-    answer_value,
+    answer_nll,
     nll,
+    places_of,
     removable_parts,
     score_tokens,
 )
@@ -46,7 +48,6 @@ def ratify_skips(
     kept = [student.tokenize(e) for e in examples]
     decisions: list[Decision] = []
     scores = score_tokens(student, kept, batch_size)
-    values = [answer_value(student, x) for x in kept]
     parts = [removable_parts(criterion.granularity, e) for e in examples]
     most = max(map(len, parts))
     for n in range(most):
@@ -57,7 +58,7 @@ def ratify_skips(
             here, there = (kept[i], scores[i]), (other, found)
             fuller = len(kept[i].example.kept) > len(other.example.kept)
             written, passed = (here, there) if fuller else (there, here)
-            skipped, part, evidence = _decide(criterion, written, passed, values[i])
+            skipped, part, evidence = _decide(criterion, written, passed)
             kept[i], scores[i] = passed if skipped else written
             for u in sorted(part):
                 text = student.text(kept[i].units[u]).strip()
@@ -76,23 +77,31 @@ Scored = tuple[TokenizedExample, TokenScores]
 
 
 def _decide(
-    criterion: SkipCriterion, written: Scored, passed: Scored, value: Places
+    criterion: SkipCriterion, written: Scored, passed: Scored
 ) -> tuple[bool, frozenset[int], tuple[float, float, float]]:
     """Returns whether a part is skipped, the part, and (answer's rise, write NLL, pass NLL)."""
     part = written[0].example.kept - passed[0].example.kept
     following = min(u for u in passed[0].example.kept if u > max(part))
-    opening, next_opening = _openings(criterion, written[0], min(part), following)
+    opening, next_opening = _openings(
+        criterion, _tokens(written[0], min(part)), _tokens(passed[0], following)
+    )
     write, go_on = nll(written[1], opening), nll(passed[1], next_opening)
-    rise = nll(passed[1], value) - nll(written[1], value)
+    rise = answer_nll(*passed) - answer_nll(*written)
     skipped = go_on < write and rise <= criterion.max_answer_nll_rise
     return skipped, part, (round(rise, 4), round(write, 4), round(go_on, 4))
 
 
-def _openings(
-    criterion: SkipCriterion, tokenized: TokenizedExample, a: int, b: int
-) -> tuple[Places, Places]:
+Tokens = list[tuple[Place, int]]  # (place, id) of the tokens of a unit
+
+
+def _tokens(tokenized: TokenizedExample, unit: int) -> Tokens:
+    tokens = zip(places_of(tokenized), tokenized.written.ids, strict=True)
+    return [(place, token) for place, token in tokens if place[0] == unit]
+
+
+def _openings(criterion: SkipCriterion, a: Tokens, b: Tokens) -> tuple[Places, Places]:
     """Returns the opening tokens of two units: equally many, from where they first differ."""
-    pairs = list(zip(tokenized.units[a], tokenized.units[b], strict=False))
-    start = next((p for p, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1)
-    window = range(start, min(start + criterion.lookahead_tokens, len(pairs)))
-    return [(a, p) for p in window], [(b, p) for p in window]
+    pairs = list(zip(a, b, strict=False))
+    start = next((p for p, (x, y) in enumerate(pairs) if x[1] != y[1]), len(pairs) - 1)
+    window = pairs[start : start + criterion.lookahead_tokens]
+    return [x[0] for x, _ in window], [y[0] for _, y in window]

@@ -14,7 +14,7 @@ from cwt.skipping.judge import sure_tokens
 from cwt.skipping.scoring import (
     Places,
     TokenScores,
-    answer_value,
+    answer_nll,
     nll,
     score_tokens,
     unit_entropies,
@@ -104,7 +104,7 @@ def lowest_entropy_units(
     return found, decisions
 
 
-Cost = Callable[[int, TokenScores], float]  # of example i, given the scores without some units
+Cost = Callable[[int, TokenizedExample, TokenScores], float]  # of example i, without some units
 
 
 def least_perplexity_units(
@@ -119,8 +119,9 @@ def least_perplexity_units(
     One unit at a time goes, and what is left is scored again.
     """
     whole = [student.tokenize(e.keeping(None)) for e in examples]
-    values = [answer_value(student, x) for x in whole]
-    return _greedy(student, whole, counts, lambda i, s: nll(s, values[i]), batch_size, progress)
+    return _greedy(
+        student, whole, counts, lambda _, x, scores: answer_nll(x, scores), batch_size, progress
+    )
 
 
 def least_upset_units(
@@ -140,7 +141,7 @@ def least_upset_units(
     reference = score_tokens(student, whole, batch_size)
     sure = [sorted(sure_tokens(criterion, scores)) for scores in reference]
 
-    def cost(i: int, scores: TokenScores) -> float:
+    def cost(i: int, _: TokenizedExample, scores: TokenScores) -> float:
         left: Places = [place for place in sure[i] if place in scores]
         return nll(scores, left) - nll(reference[i], left)
 
@@ -173,7 +174,8 @@ def _greedy(
         ]
         rows = [kept[i].keeping(kept[i].example.kept - {u}) for i, u in asked]
         found = score_tokens(student, rows, batch_size)
-        costs = {at: cost(at[0], scores) for at, scores in zip(asked, found, strict=True)}
+        scored = zip(asked, rows, found, strict=True)
+        costs = {at: cost(at[0], x, scores) for at, x, scores in scored}
         last |= costs
         for i in dict.fromkeys(i for i, _ in asked):
             _, u = min((at for at in costs if at[0] == i), key=lambda at: (costs[at], at[1]))

@@ -11,7 +11,7 @@ from cwt.skipping.criterion import Granularity
 from cwt.students.student import Student, iterate_logits
 from cwt.students.tokenized import TokenizedExample, whole_sequence
 
-Place = tuple[int, int]  # (unit, position)
+Place = tuple[int, int]  # (unit, place in the unit, as in students.tokenized.Written)
 Places = list[Place]
 TokenScores = dict[Place, tuple[bool, float]]  # -> (is the arg-max, p)
 
@@ -27,8 +27,7 @@ def score_tokens(
         assert found is not None
         tokens = zip((found.correct > 0).tolist(), (-found.nll).exp().tolist(), strict=True)
         for i in part:  # of one row after another
-            x = examples[i]
-            places = [(u, p) for u in sorted(x.example.kept) for p in range(len(x.units[u]))]
+            places = places_of(examples[i])
             results[i] = dict(zip(places, itertools.islice(tokens, len(places)), strict=True))
     return results
 
@@ -56,13 +55,24 @@ def nll(scores: TokenScores, places: Places) -> float:
     return -sum(math.log(max(scores[place][1], 1e-30)) for place in places)
 
 
-def answer_value(student: Student, tokenized: TokenizedExample) -> Places:
+def places_of(tokenized: TokenizedExample) -> Places:
+    """Returns the place of every token that stays."""
+    return list(zip(tokenized.written.units, tokenized.written.places, strict=True))
+
+
+def answer_value(tokenized: TokenizedExample) -> Places:
     """Returns the places of the answer's value: in the last unit, after "The answer is"."""
-    unit, last = tokenized.units[-1], len(tokenized.units) - 1
-    text = student.text(unit)
-    marker = re.search(r"answer (?:is|should be)\b:?", text, re.IGNORECASE)
-    start = len(student.ids(text[: marker.end()])) if marker else 0
-    return [(last, p) for p in range(start, len(unit) - 1)]
+    last = len(tokenized.units) - 1
+    marker = re.search(r"answer (?:is|should be)\b:?", tokenized.example.units[last], re.IGNORECASE)
+    begin = marker.end() if marker else 0
+    starts = tokenized.written.starts
+    places = enumerate(places_of(tokenized)[:-1])  # without the token that ends the sequence
+    return [place for i, place in places if place[0] == last and starts[i] >= begin]
+
+
+def answer_nll(tokenized: TokenizedExample, scores: TokenScores) -> float:
+    """Returns the negative log-likelihood of the answer's value, in nats."""
+    return nll(scores, answer_value(tokenized))
 
 
 def removable_parts(granularity: Granularity, example: Example) -> list[frozenset[int]]:

@@ -77,7 +77,7 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
         lora_alpha=options.alpha,
         target_modules=targets,
         lora_dropout=options.dropout,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         with _known_warnings():

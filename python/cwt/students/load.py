@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
 from transformers.utils import logging
@@ -24,6 +25,9 @@ from cwt.students.adapters import (
     parse_lora,
 )
 from cwt.students.causal import CausalStudent
+from cwt.students.chat import PromptStyle, saved_style
+from cwt.students.pretrained import PretrainedStudent
+from cwt.students.seq2seq import Seq2SeqStudent
 from cwt.students.tokenized import PromptTokenizer
 
 TINY = Path(__file__).parent / "tiny"
@@ -40,7 +44,7 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
     """Returns where a student is loaded from, without loading it: (source, extra options).
 
     Raises:
-        UserError: the folder is not a student, or not one of a causal language model.
+        UserError: the folder is not a student.
     """
     path = TINY if name == "tiny" else Path(name)
     if name != "tiny" and not path.is_dir() and not name.startswith((".", "/", "~")):
@@ -58,14 +62,14 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
                 "none of the others."
             )
         return str(path), {"gguf_file": gguf[0].name}
-    with _loading(name):
-        config = AutoConfig.from_pretrained(path)
-    if config.is_encoder_decoder:
-        raise UserError(
-            f"student {name!r} is an encoder-decoder ({config.model_type}); wanted a causal "
-            "language model."
-        )
+    _config(name, str(path))
     return str(path), {}
+
+
+def _config(name: str, source: str, **extra: str) -> Any:
+    """Returns the configuration of a student's model."""
+    with _loading(name):
+        return AutoConfig.from_pretrained(source, **extra)
 
 
 @contextmanager
@@ -77,13 +81,18 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"student {name!r} cannot be loaded: {reason}") from error
 
 
-def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> CausalStudent:
+def load_student(
+    name: str, prompt: PromptStyle | str | None = None, lora: str = ""
+) -> PretrainedStudent:
     """Returns a student with weights in float32, on the CPU.
+
+    Its configuration says whether it is a causal language model or an encoder-decoder.
 
     Args:
         name: `tiny`, a folder made by save_pretrained, an adapter's folder (its base is loaded too,
             and frozen), a folder that holds one .gguf file, or the name of a model on the hub.
-        prompt: template of the prompt, with {question} in it.
+        prompt: how it is asked, or a template with {question} in it; None: as it was saved, or a
+            line with the question.
         lora: adapters to put in, such as r=16,alpha=32,targets=auto; empty: none. A student that
             has adapters keeps those.
 
@@ -98,8 +107,9 @@ def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> Cau
     """
     source, extra = check_student(name)
     prompts = load_tokenizer(name, prompt)
+    kind = AutoModelForSeq2SeqLM if prompts.encoder else AutoModelForCausalLM
     with _loading(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        model: Any = kind.from_pretrained(source, dtype=torch.float32, **extra)
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -114,26 +124,37 @@ def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> Cau
     elif lora:
         base = str(Path(name).resolve()) if Path(name).is_dir() else name
         model = add_adapters(model, parse_lora(lora), base)
-    return CausalStudent(model, prompts)
+    if not prompts.encoder:
+        return CausalStudent(model, prompts)
+    if model.config.decoder_start_token_id is None:
+        raise UserError(
+            f"student {name!r}: its configuration has no decoder_start_token_id, the token that "
+            "the decoder of an encoder-decoder begins with."
+        )
+    return Seq2SeqStudent(model, prompts)
 
 
-def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
+def load_tokenizer(name: str, prompt: PromptStyle | str | None = None) -> PromptTokenizer:
     """Returns the tokenizer of a student, without its weights.
 
     Args:
         name: of the student, as `load_student` takes it.
-        prompt: template of the prompt, with {question} in it.
+        prompt: how it is asked, or a template with {question} in it; None: as it was saved, or a
+            line with the question.
 
     Raises:
         UserError: it cannot be loaded, has no end-of-sequence token, or the prompt no {question}.
     """
     source, extra = check_student(name)
+    encoder = bool(_config(name, source, **extra).is_encoder_decoder)
     folder = Path(name)
     if (folder / ADAPTER).exists() and (folder / "tokenizer_config.json").exists():
         source, extra = name, {}
     with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-    return PromptTokenizer(tokenizer, prompt)
+    if prompt is None:
+        prompt = saved_style(folder)
+    return PromptTokenizer(tokenizer, prompt, encoder)
 
 
 def merge(name: str, out: Path) -> None:
@@ -159,6 +180,6 @@ def _without_origin(model: Any) -> Any:
     """Returns a model that was loaded from GGUF as a plain one, which save_pretrained accepts."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(model.config)
+    fresh = type(model)(model.config)
     fresh.load_state_dict(model.state_dict())
     return fresh.float()

@@ -8,20 +8,23 @@ import torch
 
 _FLOAT32 = 4  # bytes
 _PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
+_INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")  # names of the inner width
+_DECODER = ("num_decoder_layers", "decoder_layers")  # names of the number of decoder layers
 _TRAINING_SHARE, _SCORING_SHARE, _CACHE_SHARE = 0.7, 0.4, 0.3  # of the device's memory
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the memory of a causal language model.
+    """What decides the memory of a language model.
 
     Attributes:
         parameters: number of weights.
         trained: those of them that training changes.
-        layers: number of layers.
+        layers: number of layers, of encoder and decoder together.
         width: of the hidden states.
         inner: width of the feed-forward part.
-        cached: key and value elements that a layer keeps for each token.
+        cached: key and value elements that a layer keeps for each token; a decoder layer keeps
+            them for the encoder's tokens too, an encoder layer keeps none.
         vocabulary: number of tokens of the output.
         positions: tokens of a row, at most; 0: no limit known.
     """
@@ -42,11 +45,14 @@ def shape_of(model: Any) -> Shape:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    inner = next((n for name in _INNER if (n := getattr(config, name, None))), None)
+    layers = config.num_hidden_layers
+    if model.config.is_encoder_decoder:
+        layers += next(n for name in _DECODER if (n := getattr(config, name, None)))
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        layers=config.num_hidden_layers,
+        layers=layers,
         width=config.hidden_size,
         inner=inner or 4 * config.hidden_size,
         cached=2 * key_heads * head_dim,

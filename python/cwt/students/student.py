@@ -58,7 +58,7 @@ class Student(Protocol):
         """Returns the last hidden states, (B, T, D)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Returns the greedy continuation of each prompt, with its end-of-sequence token."""
+        """Returns the greedy continuation of each prompt, with the token that ends it."""
 
     def sample(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
@@ -66,7 +66,7 @@ class Student(Protocol):
         """Returns a sampled continuation of each prompt; the seed decides it."""
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Returns whether a continuation ends with the end-of-sequence token."""
+        """Returns whether a continuation ends with a token that ends it."""
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `load_student` opens."""

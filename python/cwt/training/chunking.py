@@ -148,7 +148,9 @@ def unit_embeddings(
     for part, batch in iterate_batches(student, rows, batch_size):
         hidden = student.hidden_states(batch).float().cpu()
         for b, i in enumerate(part):
-            ends = np.cumsum([len(examples[i].prompt), *map(len, examples[i].units)])
+            # A token is read one place after the one that predicts it.
+            begin = int(batch.bears_loss[b].nonzero()[0]) + 1
+            ends = np.cumsum([begin, *map(len, examples[i].units)])
             ends[-1] -= 1  # nothing follows the end-of-sequence token: it is no input
             spans = itertools.pairwise(ends)
             results[i] = np.stack([hidden[b, x:y].mean(0).numpy() for x, y in spans])

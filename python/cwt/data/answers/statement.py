@@ -124,6 +124,13 @@ def last_statement(text: str) -> Statement | None:
     return Statement(max(begin, min([last.start, *around])), last.answer)
 
 
+def opened_thought(prompt: str) -> str:
+    """Returns the marker that a prompt ends with, which opens a thought; empty: none."""
+    prompt = prompt.rstrip()
+    markers = [m for m in OPEN_MARKER.finditer(prompt) if m.end() == len(prompt)]
+    return markers[0].group() if markers else ""
+
+
 def _after_thought(text: str) -> int | None:
     """Returns where the text after the last thought begins, None inside an open thought."""
     begin = max((m.end() for m in CLOSE_MARKER.finditer(text)), default=0)

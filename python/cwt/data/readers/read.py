@@ -18,7 +18,7 @@ from cwt.data.readers.raw import (
     question_key,
 )
 from cwt.data.readers.sources import open_source
-from cwt.data.readers.think import without_marks
+from cwt.data.readers.think import Thinking, with_marks, without_marks, wrapped
 from cwt.data.units import UnitKind, split_units
 from cwt.errors import UserError
 
@@ -32,6 +32,7 @@ def read_examples(
     rationales: bool = True,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    thinking: Thinking = "strip",
 ) -> Imported:
     """Returns the examples of a file and, with reasons, the rows that gave none.
 
@@ -51,6 +52,9 @@ def read_examples(
         columns: {"question": name, "rationale": name, "answer": name} of a file whose names are
             others than those that are known; `question` and one of the other two are needed.
         strict: raise at the first row that cannot be used.
+        thinking: what becomes of think markers: strip removes them, keep leaves those that are
+            there, wrap puts all that stands before the answer between <think> and </think> where
+            the text has none. Where they stay, the answer is read after the last closing one.
 
     Raises:
         UserError: it cannot be read, no row is understood or usable, unknown roles in `columns`,
@@ -60,7 +64,7 @@ def read_examples(
     source = open_source(path, rationales, columns is not None)
     found = Imported(str(path), source.kind, len(source.rows), files=source.files)
     found.notes += source.notes
-    reader = _Reader(found, unit, rationales, columns, strict, source.stem)
+    reader = _Reader(found, unit, rationales, columns, strict, source.stem, thinking)
     for row in source.rows:
         reader.row(row)
     if not found.examples:
@@ -94,8 +98,9 @@ class _Reader:
 
     def __init__(
         self, found: Imported, unit: UnitKind, rationales: bool,
-        columns: Mapping[str, str] | None, strict: bool, stem: str,
+        columns: Mapping[str, str] | None, strict: bool, stem: str, thinking: Thinking,
     ) -> None:  # fmt: skip
+        self._thinking = thinking
         self._found, self._unit, self._rationales = found, unit, rationales
         self._columns, self._strict, self._stem = columns, strict, stem
         self._ids: set[str] = set()
@@ -143,9 +148,12 @@ class _Reader:
         if self._rationales:
             if not raw.rationale or raw.problem:
                 raise Unusable(raw.problem or "no rationale")
-            text, _ = gsm8k.stated(without_marks(raw.rationale))
+            read = without_marks if self._thinking == "strip" else with_marks
+            text, _ = gsm8k.stated(read(raw.rationale))
             answer, origin = self._answer(raw, text)
             units, origin = self._units(text, answer, origin)
+            if self._thinking == "wrap":
+                units = self._split(wrapped("".join(units)))
         else:  # beside a gold answer the text does not matter, and may be anything
             text = "" if raw.gold is not None else without_marks(raw.rationale)
             answer, origin = self._answer(raw, text)
