@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import logging
 
 from cwt.errors import UserError
+from cwt.files import checksum
 from cwt.students.adapters import (
     ADAPTER,
     add_adapters,
@@ -66,6 +67,41 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
             "language model."
         )
     return str(path), {}
+
+
+def student_files(name: str) -> dict[str, int]:
+    """Returns the CRC-32 of every file that a student is loaded from, by its name.
+
+    Args:
+        name: of the student, as `load_student` takes it; one on the hub has no files here.
+    """
+    folder = TINY if name == "tiny" else Path(name)
+    if not folder.is_dir():
+        return {}
+    known = (".json", ".jinja", ".safetensors", ".bin", ".gguf", ".model", ".txt")
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in known]
+    return {p.name: checksum(p) for p in files if p.name[0] != "." and p.name != "train.json"}
+
+
+def check_files(name: str, wanted: dict[str, int], since: str) -> None:
+    """Refuses a student that is another one now.
+
+    Args:
+        name: of the student, as `load_student` takes it.
+        wanted: its files as `student_files` gave them; none: nothing is checked.
+        since: when that was, for the message.
+
+    Raises:
+        UserError: one of the files has changed or is gone.
+    """
+    found = student_files(name) if wanted else {}
+    for file, value in wanted.items():
+        if found.get(file) != value:
+            state = "has changed" if file in found else "is missing"
+            raise UserError(
+                f"student {name!r}: {file} {state} since {since}; put it back, or begin anew in "
+                "another --out."
+            )
 
 
 @contextmanager

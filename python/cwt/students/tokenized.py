@@ -44,11 +44,13 @@ class TokenSequence:
         ids: of all tokens.
         chunks: of each token, -1 where it bears no loss.
         shortened: tokens of context left out, because the row would have been too long.
+        example: id of the example.
     """
 
     ids: list[int]
     chunks: list[int]
     shortened: int = 0
+    example: str = ""
 
     @property
     def loss_tokens(self) -> int:
@@ -143,12 +145,13 @@ def build_sequence(
         ids += unit
         chunks += [of_unit[u] if bears_loss else -1] * len(unit)
     if not max_length or len(ids) <= max_length:
-        return TokenSequence(ids, chunks)
+        return TokenSequence(ids, chunks, example=example.id)
     start, shortened = len(tokenized.prompt), len(ids) - max_length
     end = start + shortened  # of what is left out, right after the question
     if any(c >= 0 for c in chunks[:end]):
         return None
-    return TokenSequence(ids[:start] + ids[end:], chunks[:start] + chunks[end:], shortened)
+    ids, chunks = ids[:start] + ids[end:], chunks[:start] + chunks[end:]
+    return TokenSequence(ids, chunks, shortened, example.id)
 
 
 def whole_sequence(tokenized: TokenizedExample) -> TokenSequence:
