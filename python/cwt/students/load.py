@@ -28,6 +28,7 @@ from cwt.students.causal import CausalStudent
 from cwt.students.tokenized import PromptTokenizer
 
 TINY = Path(__file__).parent / "tiny"
+_NO_CODE = {"trust_remote_code": False}  # a folder's own code is refused, without a question
 
 
 def quiet_libraries() -> None:
@@ -60,7 +61,7 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
             )
         return str(path), {"gguf_file": gguf[0].name}
     with _loading(name):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **_NO_CODE)
     if config.is_encoder_decoder:
         raise UserError(
             f"student {name!r} is an encoder-decoder ({config.model_type}); wanted a causal "
@@ -135,7 +136,9 @@ def load_student(name: str, prompt: str = "{question}\n", lora: str = "") -> Cau
     source, extra = check_student(name)
     prompts = load_tokenizer(name, prompt)
     with _loading(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, **_NO_CODE, **extra
+        )
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -168,7 +171,7 @@ def load_tokenizer(name: str, prompt: str = "{question}\n") -> PromptTokenizer:
     if (folder / ADAPTER).exists() and (folder / "tokenizer_config.json").exists():
         source, extra = name, {}
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_NO_CODE, **extra)
     return PromptTokenizer(tokenizer, prompt)
 
 

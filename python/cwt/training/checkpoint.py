@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import load
 from safetensors import SafetensorError
 
 from cwt.errors import UserError
@@ -115,6 +116,9 @@ def load_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe) -> None
     if saved != wanted:
         raise UserError(f"{path} belongs to another recipe: {saved}, wanted {wanted}.")
     try:
+        # load_state would run code in custom_checkpoint_*, and go on without random states.
+        for file in path.glob("*.pkl"):
+            load(file, map_location="cpu", weights_only=True)
         accelerator.load_state(str(path))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
