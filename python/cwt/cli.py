@@ -4,6 +4,8 @@ Finds the command, its defaults and its flags; cwt.commands says what each comma
 """
 
 import argparse
+import errno
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import tyro
 from cwt.commands import COMMANDS, Command, Data
 from cwt.config import RunConfig, configured, preset_values, yaml_values
 from cwt.errors import UserError
+from cwt.interrupts import terminable
 
 USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the options
 
@@ -37,21 +40,37 @@ FTT is full-thinking training (the baseline), CWT chunk-wise training, STT skip-
 """
 
 
+# What is wrong with a disk, not with a program: full, over its quota, read-only, not ours.
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+}  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; an error of the user's is one line and exit code 2."""
+    """Runs one command; an error of the user's is one line and exit code 2.
+
+    Interrupted (SIGINT) it ends with exit code 130, terminated (SIGTERM) with 143, after a line
+    that says how to go on.
+    """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
-    try:
-        if argv[0] not in COMMANDS:
-            raise UserError(f"unknown command {argv[0]!r}; `cwt --help` lists them.")
-        _parse(argv[0], argv[1:]).run()
-    except UserError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        print("cwt: stopped; the same command goes on from here.", file=sys.stderr)
-        raise SystemExit(130) from None
+    with terminable() as terminated:
+        try:
+            if argv[0] not in COMMANDS:
+                raise UserError(f"unknown command {argv[0]!r}; `cwt --help` lists them.")
+            _parse(argv[0], argv[1:]).run()
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            _fail(f"{error.filename}: {error.strerror}. What was there before is intact.")
+        except KeyboardInterrupt:
+            again = shlex.join(["cwt", *argv])
+            print(f"cwt: stopped; the same command goes on from here: {again}", file=sys.stderr)
+            raise SystemExit(143 if terminated.signum else 130) from None
 
 
 def _fail(message: str) -> NoReturn:

@@ -2,10 +2,16 @@
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cwt.errors import UserError
+
+_PART = re.compile(r"\..+\.\d+\.part")
 
 
 @contextmanager
@@ -16,6 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,11 +46,43 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Returns what a JSON file holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(_damaged(path, error)) from error
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Returns the rows of a JSONL file."""
+    """Returns the rows of a JSONL file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     # Only a line feed ends a line: str.splitlines would cut inside a string that holds U+2028.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: ValueError) -> str:
+    return f"{path}: is damaged ({error}); put back what this run wrote, or take another folder."
+
+
+def is_part(path: Path) -> bool:
+    """Returns whether a path is what a killed process left of a file that it was writing."""
+    return bool(_PART.fullmatch(path.name))
+
+
+def checksum(path: Path) -> int:
+    """Returns the CRC-32 of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found

@@ -16,7 +16,7 @@ from cwt.files import read_json
 from cwt.pipeline.workspace import Workspace
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
-from cwt.students.load import load_student
+from cwt.students.load import check_files, load_student
 from cwt.students.memory import (
     Shape,
     cache_tokens,
@@ -44,9 +44,19 @@ def prompt_style(config: RunConfig) -> PromptStyle:
 
 
 def open_student(ws: Workspace, name: str = "") -> Student:
-    """Returns a student of the run, by default the given one, on this process's device."""
+    """Returns a student of the run, by default the given one, on this process's device.
+
+    Raises:
+        UserError: a file of it has changed since it was trained; of the given one, since the run
+            made its chunks.
+    """
     c, device = ws.config, device_of(ws)
     source = str(ws.student(name)) if name else c.student
+    record = ws.student(name) / "train.json" if name else ws.chunks_record
+    if record.exists():  # runs of earlier versions have no checksums
+        saved = read_json(record)
+        wanted = saved.get("files" if name else "student_files", {})
+        check_files(source, wanted, "it was trained" if name else f"{ws.out} made its chunks")
     student = load_student(source, prompt_style(c), c.lora)
     student.dtype = compute_dtype(c.dtype, device)
     allow_tf32(c.tf32)

@@ -3,24 +3,30 @@
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from graphlib import TopologicalSorter
+from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 import torch
 
 from cwt.config import RunConfig
 from cwt.errors import UserError
+from cwt.interrupts import terminable
 from cwt.progress import Progress, Watch
 from cwt.students.load import quiet_libraries
 
 Work = Callable[[str, Progress], None]  # is given a name; must be picklable
 
-_updates: Any = None  # the queue to the parent, set in each worker
+# Set in each worker: the queue to the parent, and the event by which the parent says to stop.
+_updates: Any = None
+_stop: Any = None
 
 
 def usable_cores() -> int:
@@ -77,10 +83,10 @@ def _run_in_pool(
     watch: Watch,
 ) -> None:
     context = multiprocessing.get_context("spawn")  # fork breaks OpenMP once it has threads
-    updates = context.Queue()
+    updates, stop = context.Queue(), context.Event()
     threads = max(1, usable_cores() // jobs)
     names = list(needs)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (updates, threads)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start_worker, (updates, stop, threads)) as pool:
         running: dict[Future[None], str] = {}
         try:
             while order.is_active():
@@ -97,6 +103,7 @@ def _run_in_pool(
                     order.done(name)
                     watch(name, 1.0, "done")
         except BaseException:
+            stop.set()  # the others finish their step and save a checkpoint
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -119,11 +126,21 @@ def _tell(updates: Any, watch: Watch) -> None:
             return
 
 
-def _start_worker(updates: Any, threads: int) -> None:
-    global _updates
-    _updates = updates
+def _start_worker(updates: Any, stop: Any, threads: int) -> None:
+    global _updates, _stop
+    _updates, _stop = updates, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     quiet_libraries()
+
+
+def _die_with_the_parent() -> None:
+    """Ends a worker whose parent was killed: the lock is gone, another run may be at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(128 + signal.SIGKILL)
 
 
 def _work(work: Work, name: str) -> None:
@@ -134,5 +151,13 @@ def _work(work: Work, name: str) -> None:
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
             _updates.put((name, share, text))
+        if _stop.is_set():
+            signal.raise_signal(signal.SIGTERM)
 
-    work(name, progress)
+    with terminable():
+        try:
+            work(name, progress)
+        except KeyboardInterrupt:
+            if not _stop.is_set():  # by the pool, because a sibling died, or from outside
+                os._exit(128 + signal.SIGTERM)
+            raise

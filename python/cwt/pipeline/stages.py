@@ -38,6 +38,7 @@ from cwt.pipeline.skips import decide_skips
 from cwt.pipeline.workspace import Workspace
 from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import removal_rates, skipped_share
+from cwt.students.load import student_files
 from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
@@ -83,6 +84,7 @@ def make_chunks(
             record[method]["cost"] = segmenter.total_cost(cuts)
     tokens = lengths["rationale_tokens"]
     found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
+    found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
     write_json(ws.chunks_record, {"chunkings": record, **found})
     return record
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from cwt.config import RunConfig, load_config, save_config
 from cwt.data.example import Example, load_examples
 from cwt.errors import UserError
-from cwt.files import read_json, read_lines
+from cwt.files import is_part, read_json, read_lines
 
 # Options that choose which results there are, or how they are computed, but change none.
 _MAY_CHANGE = {
@@ -178,12 +178,26 @@ class Workspace:
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.out / ".lock", timeout=0):
+                self._clear()
                 saved = saved_config(self.out)
                 if saved is not None and saved != self.config:
                     save_config(self.out / "config.yaml", self.config)
                 yield
         except Timeout:
             raise UserError(f"--out {self.out}: another process is working on this run.") from None
+
+    def _clear(self) -> None:
+        """Removes what killed processes left of files that they were writing."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others may be writing
+            return
+        for folder in ("", "*/", "*/*/"):
+            for path in filter(is_part, self.out.glob(f"{folder}.*.part")):
+                path.unlink(missing_ok=True)
+        for record in self.out.glob("students/*/train.json"):  # its run is complete
+            if any(record.parent.glob("*checkpoint*")):
+                from cwt.training.checkpoint import remove_checkpoints
+
+                remove_checkpoints(record.parent)
 
 
 def saved_config(out: Path) -> RunConfig | None:
@@ -198,7 +212,7 @@ def saved_config(out: Path) -> RunConfig | None:
         raise UserError(f"--out {out}: is a file; wanted a folder.")
     if (out / "config.yaml").exists():
         return load_config(out / "config.yaml")
-    if any(path.name != ".lock" for path in out.iterdir()):
+    if any(path.name != ".lock" and not is_part(path) for path in out.iterdir()):
         raise UserError(f"--out {out}: holds files but no run of cwt (no config.yaml).")
     return None
 

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from cwt.errors import UserError
+from cwt.files import checksum
 from cwt.students.adapters import (
     ADAPTER,
     add_adapters,
@@ -31,6 +32,7 @@ from cwt.students.seq2seq import Seq2SeqStudent
 from cwt.students.tokenized import PromptTokenizer
 
 TINY = Path(__file__).parent / "tiny"
+_NO_CODE = {"trust_remote_code": False}  # a folder's own code is refused, without a question
 
 
 def quiet_libraries() -> None:
@@ -69,7 +71,42 @@ def check_student(name: str) -> tuple[str, dict[str, str]]:
 def _config(name: str, source: str, **extra: str) -> Any:
     """Returns the configuration of a student's model."""
     with _loading(name):
-        return AutoConfig.from_pretrained(source, **extra)
+        return AutoConfig.from_pretrained(source, **_NO_CODE, **extra)
+
+
+def student_files(name: str) -> dict[str, int]:
+    """Returns the CRC-32 of every file that a student is loaded from, by its name.
+
+    Args:
+        name: of the student, as `load_student` takes it; one on the hub has no files here.
+    """
+    folder = TINY if name == "tiny" else Path(name)
+    if not folder.is_dir():
+        return {}
+    known = (".json", ".jinja", ".safetensors", ".bin", ".gguf", ".model", ".txt")
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in known]
+    return {p.name: checksum(p) for p in files if p.name[0] != "." and p.name != "train.json"}
+
+
+def check_files(name: str, wanted: dict[str, int], since: str) -> None:
+    """Refuses a student that is another one now.
+
+    Args:
+        name: of the student, as `load_student` takes it.
+        wanted: its files as `student_files` gave them; none: nothing is checked.
+        since: when that was, for the message.
+
+    Raises:
+        UserError: one of the files has changed or is gone.
+    """
+    found = student_files(name) if wanted else {}
+    for file, value in wanted.items():
+        if found.get(file) != value:
+            state = "has changed" if file in found else "is missing"
+            raise UserError(
+                f"student {name!r}: {file} {state} since {since}; put it back, or begin anew in "
+                "another --out."
+            )
 
 
 @contextmanager
@@ -109,7 +146,7 @@ def load_student(
     prompts = load_tokenizer(name, prompt)
     kind = AutoModelForSeq2SeqLM if prompts.encoder else AutoModelForCausalLM
     with _loading(name):
-        model: Any = kind.from_pretrained(source, dtype=torch.float32, **extra)
+        model: Any = kind.from_pretrained(source, dtype=torch.float32, **_NO_CODE, **extra)
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -151,7 +188,7 @@ def load_tokenizer(name: str, prompt: PromptStyle | str | None = None) -> Prompt
     if (folder / ADAPTER).exists() and (folder / "tokenizer_config.json").exists():
         source, extra = name, {}
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_NO_CODE, **extra)
     if prompt is None:
         prompt = saved_style(folder)
     return PromptTokenizer(tokenizer, prompt, encoder)

@@ -105,12 +105,14 @@ class TokenSequence:
         chunks: of each token, -1 where it bears no loss.
         shortened: tokens of context left out, because the row would have been too long.
         prompt: how many of the tokens, the first ones, ask the question.
+        example: id of the example.
     """
 
     ids: list[int]
     chunks: list[int]
     shortened: int = 0
     prompt: int = 0
+    example: str = ""
 
     @property
     def loss_tokens(self) -> int:
@@ -308,7 +310,8 @@ def build_sequence(
             the rationale that is context, never a token of the question or of its target.
     """
     ids, chunks = list(tokenized.prompt), [-1] * len(tokenized.prompt)
-    of_unit = tokenized.example.chunk_of_units()
+    example = tokenized.example
+    of_unit = example.chunk_of_units()
     if answer_only:
         tokenized = tokenized.keeping(frozenset([len(tokenized.units) - 1]))
     for token, u in zip(tokenized.written.ids, tokenized.written.units, strict=True):
@@ -317,12 +320,13 @@ def build_sequence(
         ids.append(token)
         chunks.append(of_unit[u] if chunk in (None, of_unit[u]) else -1)
     if not max_length or len(ids) <= max_length:
-        return TokenSequence(ids, chunks, prompt=len(tokenized.prompt))
+        return TokenSequence(ids, chunks, prompt=len(tokenized.prompt), example=example.id)
     start, shortened = len(tokenized.prompt), len(ids) - max_length
     end = start + shortened  # of what is left out, right after the question
     if any(c >= 0 for c in chunks[:end]):
         return None
-    return TokenSequence(ids[:start] + ids[end:], chunks[:start] + chunks[end:], shortened, start)
+    ids, chunks = ids[:start] + ids[end:], chunks[:start] + chunks[end:]
+    return TokenSequence(ids, chunks, shortened, start, example.id)
 
 
 def whole_sequence(tokenized: TokenizedExample) -> TokenSequence:

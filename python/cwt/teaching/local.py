@@ -47,8 +47,12 @@ class LocalTeacher:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
-            model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto")
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                config.model, trust_remote_code=False
+            )
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                config.model, dtype="auto", trust_remote_code=False
+            )
             self._model = model.to(device).eval()
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]

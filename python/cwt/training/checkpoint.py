@@ -3,15 +3,20 @@
 import os
 import re
 import shutil
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import load
+from safetensors import SafetensorError
 
 from cwt.errors import UserError
-from cwt.files import read_json, write_json
+from cwt.files import checksum, read_json, write_json
 from cwt.training.recipe import Recipe
+
+BEST_WEIGHTS = ".best.safetensors"  # the best on validation; the run's own when it ends
 
 _CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,14 +46,43 @@ class Pace:
         self.last, self.cost = end, end - begin
 
 
+@contextmanager
+def saving(what: str, out: Path) -> Iterator[None]:
+    """Turns what torch and safetensors raise where a disk is full into an error of the user's."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        there = _checkpoints(out)
+        kept = "no checkpoint was saved before"
+        if there:
+            kept = f"{there[-1]} is intact, the same command goes on from it"
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{out}: {what} cannot be written: {reason}; {kept}.") from error
+
+
 def save_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe, step: int) -> None:
     """Writes out/checkpoint-<step> and removes the ones before it.
 
     The folder holds the weights, the optimizer, the random states, every object registered with
     the accelerator, and a checksum of each file. It is written beside its place and moved into it:
-    after a crash in the middle the checkpoint before is still there.
+    after a crash in the middle the checkpoint before is still there. A checkpoint of this step that
+    is there already stays.
+
+    Raises:
+        UserError: it cannot be written.
     """
+    if (out / f"checkpoint-{step}").exists():
+        return
     temporary = out / ".checkpoint.part"
+    try:
+        with saving(f"the checkpoint of step {step}", out):
+            _save(accelerator, temporary, recipe, out / f"checkpoint-{step}")
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _save(accelerator: Accelerator, temporary: Path, recipe: Recipe, target: Path) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -57,8 +91,8 @@ def save_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe, step: i
     if accelerator.is_main_process:
         write_json(temporary / "recipe.json", asdict(recipe))
         write_json(temporary / _CHECKSUMS, _checksums(temporary))
-        before = _checkpoints(out)
-        os.replace(temporary, out / f"checkpoint-{step}")
+        before = _checkpoints(target.parent)
+        os.replace(temporary, target)
         for folder in before:
             shutil.rmtree(folder)
 
@@ -82,6 +116,9 @@ def load_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe) -> None
     if saved != wanted:
         raise UserError(f"{path} belongs to another recipe: {saved}, wanted {wanted}.")
     try:
+        # load_state would run code in custom_checkpoint_*, and go on without random states.
+        for file in path.glob("*.pkl"):
+            load(file, map_location="cpu", weights_only=True)
         accelerator.load_state(str(path))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
@@ -97,26 +134,21 @@ def _check_files(path: Path) -> None:
             f"{path / _CHECKSUMS} cannot be read: {error}; remove {path} to start again."
         ) from error
     found = _checksums(path)
-    for name, checksum in wanted.items():
-        if found.get(name) != checksum:
+    for name, value in wanted.items():
+        if found.get(name) != value:
             state = "damaged" if name in found else "missing"
             raise UserError(f"{path / name} is {state}; remove {path} to start again.")
 
 
 def _checksums(folder: Path) -> dict[str, int]:
     """Returns the CRC-32 of every other file in a folder, by its path there."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS):
-        checksum = 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-        found[path.relative_to(folder).as_posix()] = checksum
-    return found
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
 
 def remove_checkpoints(out: Path) -> None:
     """Removes what only a run in progress needs."""
+    (out / BEST_WEIGHTS).unlink(missing_ok=True)
     for folder in (*_checkpoints(out), out / ".checkpoint.part"):
         shutil.rmtree(folder, ignore_errors=True)
 

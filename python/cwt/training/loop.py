@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +17,19 @@ from cwt.data.example import Example
 from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_json
+from cwt.interrupts import Asked, postponed
 from cwt.progress import Progress, quiet
+from cwt.students.load import student_files
 from cwt.students.student import Student, group_by_tokens
 from cwt.students.tokenized import TokenSequence
-from cwt.training.checkpoint import Pace, load_checkpoint, remove_checkpoints, save_checkpoint
+from cwt.training.checkpoint import (
+    Pace,
+    load_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+    saving,
+)
+from cwt.training.divergence import BeforeStep, NotFinite, check_finite
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
@@ -28,6 +37,8 @@ from cwt.training.step_log import StepLog
 from cwt.training.trackers import PROJECT, tracker_names
 from cwt.training.trackers import figures as figures_of
 from cwt.training.validation import Validation
+
+T = TypeVar("T")
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
 
@@ -62,9 +73,10 @@ def train(
     """Trains a student in place, writes it to `out`, and returns what that took.
 
     `out` becomes a standard Hugging Face folder with train.json and train_log.jsonl. train.json has
-    the recipe and the budget spent; it is written last, so its presence says that the run is
-    complete. train_log.jsonl grows as the run goes on. A run that was stopped resumes from its last
-    checkpoint in `out` and ends with the same weights, bit for bit on a CPU.
+    the recipe, the budget spent and a checksum of each file; it is written last, so its presence
+    says that the run is complete. train_log.jsonl grows as the run goes on. A run that was stopped
+    resumes from its last checkpoint in `out` and ends with the same weights, bit for bit on a CPU.
+    SIGINT, and SIGTERM where Python handles it, wait for the end of a step and a checkpoint.
 
     Args:
         student: the student to train.
@@ -80,8 +92,11 @@ def train(
 
     Raises:
         UserError: fewer samples in a step than processes, no sample within max_length, a checkpoint
-            of another recipe in `out`, a tracker that is not there, or a student that is worse on
-            validation than it started.
+            of another recipe in `out`, a tracker that is not there, a student that is worse on
+            validation than it started, a disk that is full, or a loss or gradient that is not
+            finite: the message names the step and its samples, and a checkpoint has the state
+            before.
+        KeyboardInterrupt: the run was interrupted, and its checkpoint written.
 
     Example:
         >>> import tempfile, cwt
@@ -115,15 +130,16 @@ def train(
     with run.logging():
         run.go_on(out, progress)
     if run.main:
-        student.save(out)
+        with saving("the student", out):
+            student.save(out)
         record = {"recipe": asdict(recipe), **asdict(run.spent)}
         record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
         if held_out.measured.history:
             record["validation"] = held_out.measured.history
             record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
+        record["files"] = student_files(str(out))
         write_json(out / "train.json", record)
         remove_checkpoints(out)
-        held_out.clean()
     accelerator.wait_for_everyone()
     spent = run.spent
     del run, accelerator  # each holds the other, and the optimizer: twice the memory of the model
@@ -188,11 +204,18 @@ class _Run:
             self.log.begin(after=self.spent.optimizer_steps)
         self.model.train()
         self.validate()
+        with postponed() as asked:
+            self.steps(out, progress, asked)
+        self.accelerator.wait_for_everyone()
+        self.held_out.finish()
+
+    def steps(self, out: Path, progress: Progress, asked: Asked) -> None:
+        """Trains until the budget is spent or somebody asks to stop."""
         mark = time.perf_counter()
         pace = Pace(self.recipe.checkpoint_seconds, mark)
         while (share := self.share()) < 1 and not self.enough():
             self.set_learning_rate(share)
-            figures = self.step()
+            figures = self.step_or_save(out)
             now = time.perf_counter()
             self.spent.train_seconds += now - mark
             mark = now
@@ -205,14 +228,34 @@ class _Run:
             if self.accelerator.trackers:
                 self.accelerator.log(figures_of(row), step=row["step"])
             progress(share, self.told(row))
-            if self.agreed(pace.due(now)):
-                if self.log:
-                    self.log.flush()
-                save_checkpoint(self.accelerator, out, self.recipe, self.spent.optimizer_steps)
+            due, stopping = self.agreed((pace.due(now), bool(asked.signum)))
+            if due or stopping:
+                self.save(out)
                 mark = time.perf_counter()
                 pace.saved(now, mark)
-        self.accelerator.wait_for_everyone()
-        self.held_out.finish()
+            if stopping:
+                raise KeyboardInterrupt
+
+    def save(self, out: Path) -> None:
+        """Writes a checkpoint; the log has all rows up to it."""
+        if self.log:
+            self.log.flush()
+        save_checkpoint(self.accelerator, out, self.recipe, self.spent.optimizer_steps)
+
+    def step_or_save(self, out: Path) -> dict[str, Any]:
+        """Takes one step; where it would spoil the weights, saves the state before and raises."""
+        before = BeforeStep(self.sampler)
+        try:
+            return self.step()
+        except NotFinite as error:
+            before.restore()
+            self.save(out)
+            step = self.spent.optimizer_steps
+            raise UserError(
+                f"{out}: training diverged in step {step + 1}: {error}. checkpoint-{step} has the "
+                f"state before it. The learning rate is {self.recipe.learning_rate:g}; try a third "
+                "of it (--train.learning-rate), in another --out."
+            ) from None
 
     def validate(self) -> dict[str, float]:
         """Measures the loss on validation where it is time to; returns what goes into the log."""
@@ -228,11 +271,12 @@ class _Run:
     def enough(self) -> bool:
         return bool(self.held_out.rows) and self.agreed(self.held_out.out_of_patience)
 
-    def agreed(self, wanted: bool) -> bool:
+    def agreed(self, wanted: T) -> T:
         """Returns what the first process wants, because clocks differ between processes."""
         if self.accelerator.num_processes == 1:
             return wanted
-        return bool(broadcast_object_list([wanted])[0])
+        told: list[T] = broadcast_object_list([wanted])
+        return told[0]
 
     def share(self) -> float:
         if self.recipe.budget_unit == "epochs":
@@ -270,14 +314,15 @@ class _Run:
                 self.accelerator.backward(self.scaler.scale(result.loss * processes))
             loss += float(result.loss.detach())
             stats = stats.to(result.loss.device) + _table(result, self.sampler.chunks)
+        stats = self.accelerator.reduce(stats, "sum")  # the same on every process
         self.scaler.unscale_(self.optimizer)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        check_finite(stats[1], None if self.scaler.is_enabled() else norm, samples)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.spent.optimizer_steps += 1
         self.spent.loss_tokens += tokens
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
-        stats = self.accelerator.reduce(stats, "sum")  # the same on every process
         of_chunk, _, norms = stats.tolist()
         self.sampler.observe(of_chunk, norms)
         return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}

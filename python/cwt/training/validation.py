@@ -14,6 +14,7 @@ from cwt.errors import UserError
 from cwt.files import replacing
 from cwt.students.student import Student, iterate_logits
 from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
+from cwt.training.checkpoint import BEST_WEIGHTS
 from cwt.training.recipe import Recipe
 
 _ROWS = 16  # of one forward pass, where the student has no limit in tokens
@@ -50,7 +51,7 @@ class Validation:
         rows = [build_sequence(x, None, answer_only, recipe.max_length) for x in examples]
         self.rows: list[TokenSequence] = [row for row in rows if row]
         self.student, self.recipe = student, recipe
-        self.weights = folder / ".best.safetensors"
+        self.weights = folder / BEST_WEIGHTS
         self.measured = Measured()
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,10 +124,6 @@ class Validation:
             with torch.no_grad():
                 for name, value in weights.items():
                     parameters[name].copy_(value)
-
-    def clean(self) -> None:
-        """Removes what only a run in progress needs."""
-        self.weights.unlink(missing_ok=True)
 
     def _advice(self) -> str:
         return (

@@ -97,10 +97,11 @@ def _items(text: str, path: Path) -> Iterator[Row]:
     try:
         while position < len(text) and text[position] != "]":
             number += 1
-            line += text.count("\n", counted, position)
-            counted = position
+            more = text.count("\n", counted, position)
+            line, counted = line + more, position
             value, end = decoder.raw_decode(text, position)
-            yield Row(number, f"line {line}", value)
+            place = f"line {line}" if more or number == 1 else f"line {line}, item {number}"
+            yield Row(number, place, value)
             position = _skip_space(text, end)
             if text[position : position + 1] == ",":
                 position = _skip_space(text, position + 1)

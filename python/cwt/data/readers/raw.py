@@ -76,7 +76,7 @@ def as_text(value: Any, what: str) -> str:
         return text
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise Unusable(f"{what} is {_kind(value)}, not text", excerpt(value))
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):  # an int may be beyond floats
         raise Unusable(f"{what} is {value}")
     return str(int(value)) if value == int(value) else str(value)
 

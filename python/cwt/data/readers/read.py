@@ -179,6 +179,8 @@ class _Reader:
 
     def _units(self, text: str, answer: str, origin: str) -> tuple[tuple[str, ...], str]:
         """Returns the units, the last one stating the answer, and where the answer came from."""
+        if text.strip() == answer:
+            raise Unusable("rationale is the answer alone", excerpt(answer))
         units = self._split(text)
         if not _states(units[-1], answer):
             text += f"{chr(10) if chr(10) in text else ' '}The answer is {answer}"
