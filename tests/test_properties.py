@@ -57,7 +57,7 @@ def losses(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.flo
         optional={
             "label_smoothing": st.sampled_from([0.0, 0.1, 0.9]),
             "z_loss": st.sampled_from([0.0, 1e-3]),
-            "softcap": st.sampled_from([None, 1.0, 30.0]),
+            "softcap": st.sampled_from([None, 30.0, 100.0]),
             "active": st.lists(st.booleans(), min_size=chunks, max_size=chunks).map(torch.tensor),
             "normalizer": st.sampled_from([0.5, 7.0]),
             "token_weight": st.just(torch.rand(rows, generator=g)),
@@ -76,7 +76,11 @@ def test_chunk_loss_is_the_oracle(cases):
         out = cwt_ext.chunk_loss(x, labels, ids, **options)
         upstream = torch.ones_like(out.loss)
         (grad,) = torch.autograd.grad(out.loss, x, upstream)
-        compare(out, grad, logits, labels, ids, **options)
+        rtol = 1e-6
+        # p - smoothing / V cancels, and so does the tanh of capped logits in their differences.
+        if options.get("label_smoothing") or options.get("softcap"):
+            rtol = 1e-11 if logits.dtype == torch.float64 else 2e-5
+        compare(out, grad, logits, labels, ids, rtol=rtol, **options)
 
     hold(law, cases, losses())
 
