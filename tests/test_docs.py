@@ -102,7 +102,7 @@ NOT_EXECUTED = {
     "README.md": "the demo takes minutes, the others need the reader's files",
     "docs/install.md": "`cwt doctor` alone, which test_doctor.py runs",
     "docs/running.md": "needs the reader's files; test_run.py and test_cli.py run every command",
-    "docs/students.md": "needs a student and files; test_families.py, test_chat.py, test_adapters.py",
+    "docs/students.md": "needs a student and files; test_families.py and test_chat.py have them",
     "docs/teaching.md": "needs a server or a teacher; test_teach_models.py has both",
     "docs/exporting.md": "needs a run; test_export.py has one",
     "docs/reading-the-report.md": "needs a run; test_run.py has one",
