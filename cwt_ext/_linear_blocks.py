@@ -27,6 +27,12 @@ NUM_HIDDEN_STATS = 3
 _NUM_TENSORS = 7  # the first fields of Call
 _OP = "linear_chunk_loss"
 _HALF_TYPES = (torch.float16, torch.bfloat16)
+# On a CPU a block has a multiple of so many rows where there are more, and products in float32 and
+# float64 take so many rows of the head at a time: up to 1.5 times as fast (benchmarks/README.md).
+_ROW_TILE = 64
+_HEAD_TILE = 512
+# A product in bfloat16 that is added to a float32 sum is held for so many rows of the head.
+_HALF_HEAD_TILE = 4096
 
 _LIBRARY = torch.library.Library("cwt", "FRAGMENT")
 _LIBRARY.define(
@@ -143,6 +149,14 @@ def _as_given(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _block_size(rows: int, most: int) -> int:
+    """Returns the rows of a block: as few blocks as `most` allows, of one size but for the last."""
+    count = max(-(-rows // most), 1)
+    size = -(-rows // count)
+    rounded = -(-size // _ROW_TILE) * _ROW_TILE
+    return rounded if rounded <= min(most, rows) else size
+
+
 class _Blocks:
     """The sums that the blocks add to."""
 
@@ -152,8 +166,7 @@ class _Blocks:
         self.c, self.rows = c, rows
         self.weight = c.weight.to(c.hidden.dtype)
         self.bias = None if c.bias is None else c.bias.to(c.hidden.dtype)
-        count = -(-n // c.block_rows)
-        self.size = -(-n // max(count, 1))  # blocks of one size: no small last one
+        self.size = _block_size(n, c.block_rows)
         self.buffer = new(self.size, vocab)
         self.row_loss = new(n, dtype=c.acc)
         self.row_stats = new(_ops.NUM_ROW_STATS, n, dtype=c.acc)
@@ -172,15 +185,24 @@ class _Blocks:
         for begin in range(0, len(self.rows.labels), max(self.size, 1)):
             end = min(begin + self.size, len(self.rows.labels))
             hidden, z = self.rows.hidden[begin:end], self.buffer[: end - begin]
-            if self.bias is None:
-                torch.mm(hidden, self.weight.t(), out=z)
-            else:
-                torch.addmm(self.bias, hidden, self.weight.t(), out=z)
+            self._logits(hidden, z)
             self._loss(begin, end, z)
             self._products(begin, end, hidden, z)
 
     def stats_of_hidden(self, scale: Tensor) -> Tensor | None:
         return None if self.pulls is None else self.pulls.stats(scale).to(self.c.acc)
+
+    def _logits(self, hidden: Tensor, z: Tensor) -> None:
+        """Writes the block's logits to z, (rows, V)."""
+        vocab = z.shape[1]
+        whole = hidden.is_cuda or hidden.dtype in _HALF_TYPES
+        step = vocab if whole else _HEAD_TILE
+        for v in range(0, vocab, step):
+            head, out = self.weight[v : v + step].t(), z[:, v : v + step]
+            if self.bias is None:
+                torch.mm(hidden, head, out=out)
+            else:
+                torch.addmm(self.bias[v : v + step], hidden, head, out=out)
 
     def _loss(self, begin: int, end: int, z: Tensor) -> None:
         """Keeps the block's numbers; where a gradient is due its logits become their gradient."""
@@ -227,8 +249,9 @@ def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor, first: bool
     left = grad_logits.t()
     if hidden.dtype in _HALF_TYPES and not hidden.is_cuda:
         # The product of one block is rounded, as the CPU has no other; their sum is not.
-        product = left @ hidden
-        total.copy_(product) if first else total.add_(product)
+        for v in range(0, len(total), _HALF_HEAD_TILE):
+            part, product = total[v : v + _HALF_HEAD_TILE], left[v : v + _HALF_HEAD_TILE] @ hidden
+            part.copy_(product) if first else part.add_(product)
         return
     wide: dict[str, Any] = {"out_dtype": torch.float32} if hidden.dtype in _HALF_TYPES else {}
     if first:
