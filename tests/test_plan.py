@@ -121,17 +121,11 @@ def test_a_run_of_ones_own_uses_every_row_and_says_what_it_will_do(folder, data,
     assert all(row["tokens"] <= limit for row in read_lines(out / "evals/FTT.jsonl"))
 
 
-def test_a_student_with_few_positions_trains_on_what_fits_or_says_why_not(data, tmp_path, capsys):
+def test_a_student_with_few_positions_trains_on_what_fits(data, tmp_path):
     from test_families import family
 
     longest = max(len(whole_sequence(tiny().tokenize(e)).ids) for e in examples(60)[5:])
-    student = family("gpt2", positions=longest - 60)
-    student.save(tmp_path / "s")
-    with pytest.raises(SystemExit):
-        run(tmp_path / "s", data, tmp_path / "a", "--methods", "STT")
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"tokens, the student {longest - 60} positions, and judges" in told
-    assert not (tmp_path / "a/students").exists()
+    family("gpt2", positions=longest - 60).save(tmp_path / "s")
     run(tmp_path / "s", data, tmp_path / "b", "--methods", "CWT", "--epochs", "1",
         "--train.validations", "0", "--dtype", "float32")  # fmt: skip
     record = read_json(tmp_path / "b/students/CWT/train.json")
@@ -139,6 +133,34 @@ def test_a_student_with_few_positions_trains_on_what_fits_or_says_why_not(data, 
     assert record["shortened"] > 0
     plan = read_json(tmp_path / "b/run.json")
     assert plan["student"]["positions"] == longest - 60
+
+
+@pytest.mark.parametrize("method", ["STT", "entropy-skips"])
+def test_rows_that_a_judge_cannot_read_are_left_out_and_listed(method, data, tmp_path, capsys):
+    from test_families import family
+
+    lengths = [len(whole_sequence(tiny().tokenize(e)).ids) for e in examples(60)[5:]]
+    config, out = tmp_path / "config.yaml", tmp_path / "r"
+    config.write_text(f"methods: {method}\nchunk:\n  method: length\n  compare: false\n")
+
+    def read(positions, out):
+        family("gpt2", positions=positions).save(tmp_path / "s")
+        main(["data", "--config", str(config), "--student", str(tmp_path / "s"),
+              "--data", str(data / "train.json"), "--out", str(out)])  # fmt: skip
+
+    limit = max(lengths) - 10
+    read(limit, out)
+    reason = f"longer than the student's {limit} positions"
+    left_out = [row for row in read_lines(out / "data/dropped.jsonl") if row["reason"] == reason]
+    assert len(left_out) == sum(n > limit for n in lengths) > 0
+    assert f"{len(left_out)} {reason}" in " ".join(capsys.readouterr().out.split())
+    main(["chunk", "--out", str(out)])
+    assert read_json(out / "chunks/chunks.json")["lengths"]["longest_row"] <= limit
+    with pytest.raises(SystemExit):
+        read(min(lengths) - 1, tmp_path / "none")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "every question with its rationale is longer" in told
+    assert not (tmp_path / "none/data").exists()
 
 
 def test_epochs_are_a_unit_of_the_budget(folder, data, tmp_path, capsys):

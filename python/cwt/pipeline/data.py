@@ -13,6 +13,7 @@ from cwt.data.split import draw_splits
 from cwt.data.tasks import generate_examples
 from cwt.errors import UserError
 from cwt.files import read_json, write_json, write_lines
+from cwt.pipeline.fit import rows_too_long
 from cwt.pipeline.workspace import Workspace
 
 PARTS = ("train", "validation", "test")
@@ -59,6 +60,7 @@ def _import(
     c = ws.config.data
     imported = _read(c)
     record["rationales_read"] = imported.rows
+    _leave_out_long(ws, imported)
     asked = _read_questions(c) if c.eval_file else None
     sizes = (
         c.train_size or len(imported.examples),
@@ -77,6 +79,23 @@ def _import(
     record["files"] = file_hashes(path for source in sources for path in source.files)
     dropped += [asdict(row) for source in sources for row in source.dropped]
     return [splits.train, splits.validation, splits.test]
+
+
+def _leave_out_long(ws: Workspace, imported: Imported) -> None:
+    """Leaves out rows that have no place in the student, where a judge or a chunking reads them.
+
+    Raises:
+        UserError: none is left.
+    """
+    long, positions = rows_too_long(ws.config, imported.examples)
+    imported.leave_out((e, f"longer than the student's {positions} positions") for e in long)
+    if not imported.examples:
+        raise UserError(
+            f"{ws.config.data.file}: every question with its rationale is longer than the "
+            f"student's {positions} positions, and judges and chunkings by the student read whole "
+            "rows; --methods FTT,CWT with --chunk.method length --chunk.no-compare trains on the "
+            "parts that fit."
+        )
 
 
 def _read(c: DataConfig) -> Imported:

@@ -13,10 +13,11 @@ from cwt.config import RunConfig
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import read_json
+from cwt.pipeline.methods import METHODS, chunkings, selected_methods
 from cwt.pipeline.workspace import Workspace
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
-from cwt.students.load import check_files, load_student
+from cwt.students.load import check_files, load_student, load_tokenizer, positions_of
 from cwt.students.memory import (
     Shape,
     cache_tokens,
@@ -30,6 +31,7 @@ from cwt.students.tokenized import TokenizedExample
 
 FULL_RATE, LORA_RATE = 2e-5, 1e-4  # learning rates of training all weights, and adapters alone
 _STEP = 32  # max_new_tokens is a multiple of it
+_READERS = {"judge", "literal", "perplexity", "entropy", "upset", "surprisal"}  # of whole rows
 
 
 def device_of(ws: Workspace) -> torch.device:
@@ -103,6 +105,27 @@ def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
         "longest_prompt": int(prompts.max()),
         "longest_row": int((rationales + prompts).max()),
     }
+
+
+def reads_whole_rows(config: RunConfig) -> bool:
+    """Returns whether a judge or a chunking of the run reads question and rationale at once."""
+    if config.chunk.compare or any(m not in ("ac", "length") for m in chunkings(config)):
+        return True
+    return any(METHODS[name].skips in _READERS for name in selected_methods(config))
+
+
+def rows_too_long(config: RunConfig, examples: Sequence[Example]) -> tuple[list[Example], int]:
+    """Returns the examples that no judge of the run could read, and the student's positions.
+
+    Loads the tokenizer of the student, not its weights.
+    """
+    positions = positions_of(config.student) if reads_whole_rows(config) else 0
+    if not positions:
+        return [], 0
+    tokenizer = load_tokenizer(config.student, prompt_style(config))
+    rows = ((e, tokenizer.tokenize(e.keeping(None))) for e in examples)
+    long = [e for e, row in rows if len(row.prompt) + sum(map(len, row.units)) > positions]
+    return long, positions
 
 
 def check_positions(longest_row: int, positions: int) -> None:

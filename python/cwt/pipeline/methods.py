@@ -5,7 +5,7 @@ A new row is one entry of METHODS; stages, reports, sweeps and the command line 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cwt.config import RunConfig
 from cwt.errors import UserError
@@ -379,6 +379,15 @@ def selected_methods(config: RunConfig) -> list[str]:
     for name in wanted:
         wanted += [n for n in needs(METHODS[name], config) if n not in wanted]
     return [name for name in METHODS if name in wanted]
+
+
+def chunkings(config: RunConfig) -> list[ChunkMethod]:
+    """Returns the chunking methods that a run computes, in a fixed order."""
+    every: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
+    if config.chunk.compare:
+        return list(every)
+    rows = [METHODS[name].chunking for name in selected_methods(config)]
+    return [method for method in every if method in (config.chunk.method, *rows)]
 
 
 def round_names(method: str, rounds: int) -> list[str]:

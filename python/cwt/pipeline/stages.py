@@ -7,9 +7,8 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, get_args
+from typing import Any
 
-from cwt.config import RunConfig
 from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
@@ -23,16 +22,17 @@ from cwt.pipeline.fit import (
     generation_limits,
     open_student,
     open_to_write,
+    reads_whole_rows,
     token_lengths,
 )
 from cwt.pipeline.methods import (
     CONTINUED,
     METHODS,
     Method,
+    chunkings,
     matched_row,
     parent_of,
     round_names,
-    selected_methods,
 )
 from cwt.pipeline.skips import decide_skips
 from cwt.pipeline.workspace import Workspace
@@ -43,8 +43,6 @@ from cwt.students.student import Student
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
-
-CHUNKINGS: tuple[ChunkMethod, ...] = get_args(ChunkMethod)
 
 
 def make_chunks(
@@ -65,14 +63,14 @@ def make_chunks(
     """
     saved = dict(read_json(ws.chunks_record)) if ws.chunks_record.exists() else {}
     record: dict[str, Any] = saved.get("chunkings", {})
-    todo = [m for m in (*_chunkings(ws.config), *also) if m not in record]
+    todo = [m for m in (*chunkings(ws.config), *also) if m not in record]
     if not todo:
         return record
     examples = ws.examples("train")
     student = open_student(ws)
     segmenter = Segmenter(student, examples, ws.config.chunk)
     lengths, facts = token_lengths(segmenter.tokenized), describe(student)
-    if ws.config.chunk.compare or _reads_whole_rows(ws.config):
+    if reads_whole_rows(ws.config):
         check_positions(lengths["longest_row"], facts["positions"])
     for i, method in enumerate(todo):
         progress(i / len(todo), method)
@@ -87,21 +85,6 @@ def make_chunks(
     found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
     write_json(ws.chunks_record, {"chunkings": record, **found})
     return record
-
-
-def _reads_whole_rows(config: RunConfig) -> bool:
-    """Returns whether a judge or a chunking of the run reads question and rationale at once."""
-    rows = [METHODS[name] for name in selected_methods(config)]
-    by_student = any(method not in ("ac", "length") for method in _chunkings(config))
-    return by_student or any(row.skips in ("judge", "literal") for row in rows)
-
-
-def _chunkings(config: RunConfig) -> list[ChunkMethod]:
-    """Returns the chunking methods that a run computes, in a fixed order."""
-    if config.chunk.compare:
-        return list(CHUNKINGS)
-    rows = [METHODS[name].chunking for name in selected_methods(config)]
-    return [method for method in CHUNKINGS if method in (config.chunk.method, *rows)]
 
 
 def recipe_of(ws: Workspace, method: Method) -> Recipe:

@@ -74,6 +74,17 @@ def _config(name: str, source: str, **extra: str) -> Any:
         return AutoConfig.from_pretrained(source, **_NO_CODE, **extra)
 
 
+def positions_of(name: str) -> int:
+    """Returns how many tokens a row of a student may have, 0 where no limit is known.
+
+    Args:
+        name: of the student, as `load_student` takes it; its weights are not loaded.
+    """
+    source, extra = check_student(name)
+    config = _config(name, source, **extra).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 0
+
+
 def student_files(name: str) -> dict[str, int]:
     """Returns the CRC-32 of every file that a student is loaded from, by its name.
 
