@@ -31,7 +31,8 @@ _HALF_TYPES = (torch.float16, torch.bfloat16)
 # float64 take so many rows of the head at a time: up to 1.5 times as fast (benchmarks/README.md).
 _ROW_TILE = 64
 _HEAD_TILE = 512
-# A product in bfloat16 that is added to a float32 sum is held for so many rows of the head.
+# A gradient of the head that changes its dtype, or is added to one in float32, does so for so many
+# rows at a time.
 _HALF_HEAD_TILE = 4096
 
 _LIBRARY = torch.library.Library("cwt", "FRAGMENT")
@@ -388,7 +389,12 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         rows = grad if grad.dim() == 2 else grad[None]
         scaled = _ops.scale_grad(rows, rows.new_ones(len(rows), dtype=factor.dtype), factor)
         return scaled.view_as(grad)
-    return (grad * factor).to(dtype)
+    if torch.compiler.is_compiling() or len(grad) <= _HALF_HEAD_TILE:
+        return (grad * factor).to(dtype)
+    out = grad.new_empty(grad.shape, dtype=dtype)
+    for part, wide in zip(out.split(_HALF_HEAD_TILE), grad.split(_HALF_HEAD_TILE), strict=True):
+        part.copy_(wide * factor)  # no second gradient in the wider dtype
+    return out
 
 
 torch.library.register_autograd("cwt::linear_chunk_loss", _backward, setup_context=_save)

@@ -25,7 +25,7 @@ from cwt_ext.chunk_loss import ChunkStats, RowStats, pack_stats
 _OP = "linear_chunk_loss"
 # Bytes of logits at a time: as many rows as keep the products busy. On a CPU 512 rows of 49152
 # float32, on an accelerator 2048 rows of 128256 bfloat16 (benchmarks/README.md).
-_BLOCK_BYTES = {"cpu": 126 << 20}
+_BLOCK_BYTES = {"cpu": 112 << 20}
 _ACCELERATOR_BLOCK_BYTES = 512 << 20
 
 
@@ -106,7 +106,7 @@ def linear_chunk_loss(
         hidden_stats: adds statistics of dLoss/dhidden per chunk; not for reduction "none".
         validate: as in chunk_loss; None = True on CPU, False elsewhere.
         block_rows: rows of logits held at a time; None = as many as `block_bytes` hold.
-        block_bytes: bytes of logits held at a time; None = 126 MiB on a CPU, 512 MiB elsewhere.
+        block_bytes: bytes of logits held at a time; None = 112 MiB on a CPU, 512 MiB elsewhere.
         max_rows: evaluates at most so many rows, a number known beforehand: nothing waits for the
             device then. Where more rows count the loss is NaN.
 

@@ -1,5 +1,9 @@
 """linear_chunk_loss against the float64 oracle and against chunk_loss of the whole logits."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -355,3 +359,62 @@ def test_options_that_exclude_each_other():
         call(hidden, head, labels, ids, max_rows=-2)
     with pytest.raises(ValueError, match='hidden_stats=True needs a reduction other than "none"'):
         call(hidden, head, labels, ids, hidden_stats=True, reduction="none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_of_several_tiles_and_blocks_of_many_rows(dtype, bias):
+    g = torch.Generator().manual_seed(1)
+    rows, vocab = 300, 9001  # two tiles of the head and more, blocks of 128 rows and a last one
+    hidden = torch.randn(rows, 8, generator=g).to(dtype).requires_grad_()
+    head = torch.randn(vocab, 8, generator=g).to(dtype).requires_grad_()
+    offset = torch.randn(vocab, generator=g).to(dtype).requires_grad_() if bias else None
+    labels = torch.randint(0, vocab, (rows,), generator=g)
+    ids = torch.randint(-1, 3, (rows,), generator=g)
+    inputs = [x for x in (hidden, head, offset) if x is not None]
+    got = cwt_ext.linear_chunk_loss(
+        hidden, head, labels, ids, offset, num_chunks=3, block_rows=150
+    ).loss
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    counts = ids >= 0
+    want = F.cross_entropy(F.linear(*wide)[counts], labels[counts])
+    grads = zip(
+        torch.autograd.grad(got, inputs), torch.autograd.grad(want, wide), inputs, strict=True
+    )
+    rtol = 1e-9 if dtype == torch.float64 else 1e-2
+    close(got, want, rtol=rtol)
+    for mine, true, given in grads:
+        assert mine.dtype == given.dtype
+        assert (mine.double() - true).norm() <= rtol * true.norm()
+
+
+MEMORY_PROGRAM = """
+import torch
+import cwt_ext
+
+def status(field):
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(field)) / 1024
+
+def gradients(rows, vocab):
+    hidden = torch.randn(rows, 8, requires_grad=True)
+    head = torch.randn(vocab, 8, requires_grad=True)
+    labels = torch.arange(rows) % vocab
+    before = status("VmRSS")
+    loss = cwt_ext.linear_chunk_loss(hidden, head, labels, labels % 8, num_chunks=8).loss
+    grads = torch.autograd.grad(loss, (hidden, head))
+    return before + sum(g.nbytes for g in grads) / 2**20
+
+gradients(64, 100)  # libraries and threads
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+known = gradients(2048, 50257)
+print(status("VmHWM") - known)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs"
+)
+def test_it_holds_112_mebibytes_beyond_inputs_and_gradients():
+    command = [sys.executable, "-c", MEMORY_PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 64 < float(done.stdout) < 122, done  # all logits would be 393
