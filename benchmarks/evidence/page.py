@@ -1,4 +1,4 @@
-"""Puts the tables and the figure of the evidence pages in their places, from the files of results.
+"""Puts the tables and the figures of the evidence pages in their places, from the files of results.
 
     python benchmarks/evidence/page.py
 
@@ -10,11 +10,12 @@ import re
 from cwt.errors import UserError
 from cwt.files import write_text
 from page_figure import figure
-from page_tables import HERE, panels, tables
+from page_tables import GENERATED_RIVALS, HERE, generated_rivals, panels, tables
 from real_numbers import load
+from rivals_tables import points
 
-PAGES = (HERE / "README.md", HERE / "real" / "README.md")
-FIGURE = HERE / "figure.svg"
+PAGES = (HERE / "README.md", HERE / "rivals.md", HERE / "real" / "README.md")
+FIGURE, RIVALS_FIGURE = HERE / "figure.svg", HERE / "rivals.svg"
 _TABLE = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -36,10 +37,12 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Writes the pages and the figure."""
+    """Writes the pages and the figures."""
     for path in PAGES:
         write_text(path, filled(path.read_text(encoding="utf-8")))
     write_text(FIGURE, figure(panels(load())))
+    shown = [(task, points(generated_rivals(task), task)) for task in GENERATED_RIVALS]
+    write_text(RIVALS_FIGURE, figure(shown))
 
 
 if __name__ == "__main__":

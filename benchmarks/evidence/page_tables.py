@@ -1,9 +1,11 @@
 """The tables of the evidence pages, as Markdown lines, from the files of results."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import rivals_tables
 from cwt.files import read_json
 from cwt.report.table import markdown_table
 from page_figure import Point
@@ -297,6 +299,25 @@ def rivals_table(found: Results) -> list[str]:
     return markdown_table(titles, rows)
 
 
+GENERATED_RIVALS = ("coin", "stock")
+
+
+def generated_rivals(task: str) -> list[dict[str, Any]]:
+    """Returns the rows of rivals.py on a generated task."""
+    found: list[dict[str, Any]] = read_json(HERE / f"rivals-{task}.json")
+    return found
+
+
+def generated_rivals_table(task: str) -> list[str]:
+    """Returns the table of a generated task for every share of skips, a heading above each."""
+    rows = generated_rivals(task)
+    lines: list[str] = []
+    for share in sorted({row["share"] for row in rows}):
+        title = f"{100 * share:.0f} % of the middle units" if share else "as many skips as STT"
+        lines += [f"*{task}, {title}*", "", *rivals_tables.table(rows, task, share), ""]
+    return lines[:-1]
+
+
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
 
 
@@ -335,4 +356,5 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "skipped": skipped_table,
         "judges": judges_table,
         "rivals": lambda: rivals_table(found),
+        **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
     }

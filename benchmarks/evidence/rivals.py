@@ -5,20 +5,18 @@ which takes over its parent. Rows are trained side by side; a row that is done i
 
     python benchmarks/evidence/rivals.py --out runs/rivals --jobs 14 --cpu
 
-Writes rivals.json and rivals.md into --out from what is done so far.
+Writes rivals.json and rivals.md into --out from what is done so far. The page rivals.md beside this
+file is made from such files (rivals-coin.json, rivals-stock.json) by page.py.
 """
 
 import argparse
 import os
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cwt.config import DataConfig, EvalConfig, RunConfig, SkipConfig, TrainConfig, save_config
-from cwt.evaluation.statistics import paired_difference
 from cwt.files import read_lines, write_json, write_text
 from cwt.pipeline.data import make_data
 from cwt.pipeline.methods import METHODS, needs, selected_methods
@@ -28,8 +26,8 @@ from cwt.pipeline.stages import make_chunks
 from cwt.pipeline.workspace import Workspace, saved_config
 from cwt.progress import Bars, Progress
 from cwt.students.load import quiet_libraries
+from rivals_tables import PARENT, table
 
-PARENT = "FTT-small-batch"
 JUDGES = (
     "random-skips", "truncation-skips", "perplexity-skips", "entropy-skips", "forward-skips",
     "surprisal-tokens", "internalised",
@@ -43,6 +41,10 @@ GROUPS = {
     ),
 }  # fmt: skip
 PREPARE = "prepare"  # data and chunks, or the parent taken over
+KEPT = (  # of a row of a report
+    "name", "seed", "accuracy", "generated_tokens", "skipped_share", "total_loss_tokens",
+    "total_processed_tokens", "total_train_seconds", "skip_seconds",
+)  # fmt: skip
 
 
 def cell_name(task: str, seed: int, share: float) -> str:
@@ -105,7 +107,7 @@ def pieces(out: Path, configs: dict[str, RunConfig]) -> dict[str, list[str]]:
 
 
 def collect(out: Path, configs: dict[str, RunConfig]) -> list[dict[str, Any]]:
-    """Returns every row that is done, with its marks and tokens question by question."""
+    """Returns every row that is done, with a mark (1: right) for every question, in order."""
     rows = []
     for cell, config in configs.items():
         ws = Workspace(config, out / cell)
@@ -114,43 +116,11 @@ def collect(out: Path, configs: dict[str, RunConfig]) -> list[dict[str, Any]]:
         for row in write_reports(ws)["methods"]:
             written = read_lines(ws.generations(Path(row["student"]).name))
             rows.append({
-                "task": config.data.task, "share": config.skip.matched_share, **row,
-                "marks": [int(g["correct"]) for g in written],
+                "task": config.data.task, "share": config.skip.matched_share,
+                **{key: row.get(key) for key in KEPT},
+                "marks": "".join(str(int(g["correct"])) for g in written),
             })  # fmt: skip
     return rows
-
-
-def table(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[str]:
-    """Returns one line a row of the table: means over seeds, and the difference to two rows."""
-    of = {(r["name"], r["seed"]): r for r in rows if r["task"] == task and r["share"] == share}
-    lines = [
-        "| row | seeds | accuracy % | tokens | skipped % | points against random-skips "
-        "| points against STT |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in METHODS:
-        own = [r for (n, _), r in of.items() if n == name]
-        if not own:
-            continue
-        skipped = [100 * r["skipped_share"] for r in own if r["skipped_share"] is not None]
-        lines.append(
-            f"| {name} | {len(own)} | {np.mean([100 * r['accuracy'] for r in own]):.1f} "
-            f"| {np.mean([r['generated_tokens'] for r in own]):.0f} "
-            f"| {f'{np.mean(skipped):.0f}' if skipped else '-'} "
-            f"| {against(of, name, 'random-skips')} | {against(of, name, 'STT')} |"
-        )
-    return lines
-
-
-def against(of: dict[tuple[str, int], dict[str, Any]], name: str, other: str) -> str:
-    """Returns the paired difference of two rows in points, with its 95 % interval."""
-    seeds = [s for n, s in of if n == name and (other, s) in of]
-    if not seeds or name == other:
-        return "-"
-    a, b = ([np.array(of[n, s]["marks"], dtype=float) for s in seeds] for n in (name, other))
-    found = paired_difference(a, b)
-    low, high = found.interval
-    return f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def main() -> None:
