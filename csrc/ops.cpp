@@ -35,6 +35,17 @@ STABLE_TORCH_LIBRARY(cwt, m) {
     Tensor row_weight, Tensor state
   ))");
 
+  // The statistics of chunk_loss one by one, as views: per row, in the shape of `labels`, then per
+  // chunk, then the error counts. One call where views made in Python would take 15.
+  m.def(R"(chunk_loss_stats(
+    Tensor(a) row_stats, Tensor(b) chunk_stats, Tensor(c) errors, Tensor labels
+  ) -> (
+    Tensor(a) nll, Tensor(a) logsumexp, Tensor(a) grad_norm, Tensor(a) entropy, Tensor(a) correct,
+    Tensor(b) tokens, Tensor(b) nll_sum, Tensor(b) correct_sum, Tensor(b) entropy_sum,
+    Tensor(b) grad_norm_sum, Tensor(b) grad_sq_sum, Tensor(b) mean_grad_norm,
+    Tensor(c) nonfinite, Tensor(c) bad_labels, Tensor(c) bad_chunk_ids
+  ))");
+
   // grad times grad_output, a scalar or one number per row; rows of row_weight 0 are 0, not read.
   m.def(R"(chunk_loss_backward(
     Tensor grad, Tensor row_weight, Tensor grad_output
