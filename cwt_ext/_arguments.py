@@ -1,4 +1,4 @@
-"""Arguments that chunk_loss and linear_chunk_loss share: checked, and as the operators take them."""
+"""What chunk_loss and linear_chunk_loss are both given: checked, and as the operators take it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cwt_ext import _ops
 from cwt_ext._checks import check_options, check_tensors
 
 _REAL_TYPES = (torch.float32, torch.float64)  # of weights and normalizers, in the operators
+_FEW = 64  # so many numbers are looked through faster as a list than by an operator
 
 
 class RowArguments(NamedTuple):
@@ -85,7 +86,11 @@ def _count_chunks(op: str, chunk_ids: Tensor, active: Tensor | None, num_chunks:
         return active.shape[0]
     if num_chunks is not None:
         return num_chunks
-    return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
+    if chunk_ids.numel() <= _FEW and chunk_ids.is_cpu:
+        last = max(chunk_ids.flatten().tolist(), default=-1)
+    else:
+        last = int(chunk_ids.max()) if chunk_ids.numel() else -1
+    return max(last + 1, 0)
 
 
 def _flat_integers(x: Tensor) -> Tensor:

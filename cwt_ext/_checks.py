@@ -12,6 +12,7 @@ from cwt_ext import _ops
 
 Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
 StatsMode = bool | Literal["all"]
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -82,8 +83,17 @@ def _check_dtypes(op: str, name: str, x: Tensor, labels: Tensor, chunk_ids: Tens
         raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
 
 
-def refuse_transforms(op: str, x: Tensor) -> None:
-    """Raises RuntimeError where derivatives are asked for that the operator would leave out."""
+def is_eager(op: str, x: Tensor) -> bool:
+    """Returns whether `x` is a plain tensor, outside the compiler and torch.func.
+
+    Raises:
+        RuntimeError: derivatives are asked for that the operator would leave out.
+    """
+    eager = (
+        type(x) in _PLAIN_TYPES
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
     if forward_ad._current_level >= 0:
         tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
         if tangent is not None:
@@ -92,22 +102,14 @@ def refuse_transforms(op: str, x: Tensor) -> None:
                 "supported: only backward has a formula. Use torch.autograd.grad, or "
                 "cwt_ext.reference.row_losses for forward mode."
             )
-    if torch.compiler.is_compiling():
-        return
+    if eager or torch.compiler.is_compiling():
+        return eager
     if torch._C._functorch.is_gradtrackingtensor(x):
         raise RuntimeError(
             f"{op}: torch.func.grad, vjp and jacrev are not supported. Call "
             "torch.autograd.grad(loss, inputs) or loss.backward() instead."
         )
-
-
-def is_eager(x: Tensor) -> bool:
-    """Returns whether `x` is a plain tensor, outside the compiler and torch.func."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return False
 
 
 def check_options(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cwt_ext import _ops
 from cwt_ext._arguments import RowArguments, row_arguments
-from cwt_ext._checks import Reduction, StatsMode, is_eager, refuse_transforms
+from cwt_ext._checks import Reduction, StatsMode, is_eager
 from cwt_ext._row_weights import float16_scale, weigh_rows
 
 _OP = "chunk_loss"
@@ -196,13 +196,15 @@ def chunk_loss(
         raise ValueError(f"{_OP}: mean_grad_norm=True is a statistic and needs stats, got False.")
     if validate is None:
         validate = logits.device.type == "cpu"
-    refuse_transforms(_OP, logits)
+    eager = is_eager(_OP, logits)
     need_grad = logits.requires_grad and torch.is_grad_enabled()
-    buffer = _pick_buffer(logits, inplace, grad_buffer) if need_grad else None
+    buffer = None
+    if need_grad and (inplace or grad_buffer is not None):
+        buffer = _pick_buffer(logits, inplace, grad_buffer, eager)
     scale = None
     if need_grad and logits.dtype == torch.float16:
         rows, scale = _scale_up(rows, logits.shape[-1], validate)
-    if not is_eager(logits):
+    if not eager:
         loss, *found = _ops.chunk_loss(logits, *rows, mean_grad_norm, need_grad, validate)
     elif need_grad:
         found = []
@@ -270,7 +272,8 @@ class _EagerLoss(torch.autograd.Function):
         return _ops.scale_grad(grad, row_weight, grad_loss), None, None, None, None
 
 
-_eager_loss: Callable[..., Tensor] = _EagerLoss.apply
+# The apply of the parent leaves out what torch.func needs, which is not here.
+_eager_loss: Callable[..., Tensor] = super(torch.autograd.Function, _EagerLoss).apply
 
 
 def name_stats(
@@ -278,11 +281,13 @@ def name_stats(
 ) -> tuple[ChunkStats, RowStats]:
     """Returns the operator's tables of statistics by their names, per row as `labels` has them."""
     parts = _ops.chunk_loss_stats(row_stats, chunk_stats, errors, labels)
-    rows, chunks = RowStats(*parts[:5]), ChunkStats(*parts[5:])
-    return chunks if mean_grad_norm else chunks._replace(mean_grad_norm=None), rows
+    mean = parts[11] if mean_grad_norm else None
+    return ChunkStats._make((*parts[5:11], mean, *parts[12:])), RowStats._make(parts[:5])
 
 
-def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> Tensor | None:
+def _pick_buffer(
+    logits: Tensor, inplace: bool, grad_buffer: Tensor | None, eager: bool
+) -> Tensor | None:
     if inplace and grad_buffer is not None:
         raise ValueError(f"{_OP}: give inplace=True or a grad_buffer, not both.")
     if inplace and logits.is_leaf:
@@ -301,13 +306,9 @@ def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> T
             f"{logits.device} without grad, got {grad_buffer.dtype} {tuple(grad_buffer.shape)} on "
             f"{grad_buffer.device}, requires_grad={grad_buffer.requires_grad}."
         )
-    if not is_eager(logits):
+    if not eager:
         return None  # the compiler owns memory; the functional operator is what it can trace
-    if inplace:
-        return logits.detach()
-    if grad_buffer is not None:
-        return _own_memory(logits, grad_buffer)
-    return None
+    return logits.detach() if grad_buffer is None else _own_memory(logits, grad_buffer)
 
 
 def _own_memory(logits: Tensor, buffer: Tensor) -> Tensor:

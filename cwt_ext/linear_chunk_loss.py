@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cwt_ext import _linear_blocks, _ops
 from cwt_ext._arguments import row_arguments
-from cwt_ext._checks import Reduction, StatsMode, refuse_transforms
+from cwt_ext._checks import Reduction, StatsMode, is_eager
 from cwt_ext._row_weights import weigh_rows
 from cwt_ext.chunk_loss import ChunkStats, RowStats, name_stats
 
@@ -124,7 +124,7 @@ def linear_chunk_loss(
     )  # fmt: skip
     for x in (hidden, weight, bias):
         if x is not None:
-            refuse_transforms(_OP, x)
+            is_eager(_OP, x)  # raises under transforms
     if hidden_stats and reduction == "none":
         raise ValueError(f'{_OP}: hidden_stats=True needs a reduction other than "none".')
     hidden = _in_product_dtype(hidden, weight, bias)
