@@ -14,7 +14,19 @@ STABLE_TORCH_LIBRARY(cwt, m) {
     Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, Tensor grad
   ))");
 
-  // The same; the gradient goes to `grad`: the very memory of the logits, or none of it.
+  // The same for a caller that has an autograd formula of its own: cwt_ext/_ops.py gives chunk_loss
+  // one, and whatever passes it costs more than the operator itself on a small input.
+  m.def(R"(chunk_loss_no_autograd(
+    Tensor logits, Tensor labels, Tensor chunk_ids,
+    Tensor? active, Tensor? token_weight, Tensor? normalizer,
+    SymInt num_chunks, int reduction, int ignore_index,
+    float label_smoothing, float z_loss, float softcap,
+    int stats, bool mean_grad_norm, bool need_grad, bool validate
+  ) -> (
+    Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, Tensor grad
+  ))");
+
+  // The same with the gradient in `grad`: the very memory of the logits, or none of it.
   m.def(R"(chunk_loss_out(
     Tensor logits, Tensor labels, Tensor chunk_ids,
     Tensor? active, Tensor? token_weight, Tensor? normalizer,

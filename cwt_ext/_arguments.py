@@ -56,10 +56,11 @@ def row_arguments(
     """
     check_tensors(op, name, x, labels, chunk_ids, active, token_weight, width)
     check_options(op, reduction, stats, label_smoothing, z_loss, softcap)
+    chunk_ids = _flat(chunk_ids)
     chunks = _count_chunks(op, chunk_ids, active, num_chunks)
     return RowArguments(
-        _flat_integers(labels),
-        _flat_integers(chunk_ids),
+        _flat(labels),
+        chunk_ids,
         _flat_weights(op, "active", active, keep_bool=True),
         _flat_weights(op, "token_weight", token_weight),
         _normalizer(op, normalizer, x.device),
@@ -87,14 +88,14 @@ def _count_chunks(op: str, chunk_ids: Tensor, active: Tensor | None, num_chunks:
     if num_chunks is not None:
         return num_chunks
     if chunk_ids.numel() <= _FEW and chunk_ids.is_cpu:
-        last = max(chunk_ids.flatten().tolist(), default=-1)
+        last = max(chunk_ids.tolist(), default=-1)
     else:
         last = int(chunk_ids.max()) if chunk_ids.numel() else -1
     return max(last + 1, 0)
 
 
-def _flat_integers(x: Tensor) -> Tensor:
-    """Returns labels or chunk ids as the operators take them: (N,), contiguous."""
+def _flat(x: Tensor) -> Tensor:
+    """Returns `x` as the operators take it: one dimension, contiguous."""
     return x if x.dim() == 1 and x.is_contiguous() else x.reshape(-1).contiguous()
 
 
@@ -108,7 +109,7 @@ def _flat_weights(op: str, name: str, x: Tensor | None, keep_bool: bool = False)
         raise TypeError(f"{op}: {name} must be bool or float, got {x.dtype}.")
     elif x.dtype not in _REAL_TYPES:
         x = x.float()
-    return x.reshape(-1).contiguous()
+    return _flat(x)
 
 
 def _normalizer(op: str, x: Tensor | float | None, device: torch.device) -> Tensor | None:

@@ -43,7 +43,7 @@ if torch.version.cuda is not None and _CUDA_LIBRARY.is_file():
     _load(_CUDA_LIBRARY)
 _cwt = torch.ops.cwt
 # Named without their overload, operators would be looked up at every call.
-_chunk_loss = _cwt.chunk_loss.default
+_chunk_loss_no_autograd = _cwt.chunk_loss_no_autograd.default
 _chunk_loss_out = _cwt.chunk_loss_out.default
 _chunk_loss_plan = _cwt.chunk_loss_plan.default
 _chunk_loss_stats = _cwt.chunk_loss_stats.default
@@ -71,14 +71,9 @@ def chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     return tuple(_cwt.chunk_loss(*args))
 
 
-def chunk_loss_no_grad(*args: Any) -> tuple[Tensor, ...]:
-    """Calls the functional operator on plain tensors; nothing of it is differentiable.
-
-    Skips the autograd kernel that torch.library registers in Python, which costs more than the
-    operator itself on a small input.
-    """
-    with torch._C._AutoDispatchBelowAutograd():
-        return _chunk_loss(*args)  # type: ignore[no-any-return]
+def chunk_loss_no_autograd(*args: Any) -> tuple[Tensor, ...]:
+    """Calls the functional operator, with nothing of it differentiable."""
+    return _chunk_loss_no_autograd(*args)  # type: ignore[no-any-return]
 
 
 def chunk_loss_plan(*args: Any) -> tuple[Tensor, Tensor]:
@@ -96,8 +91,7 @@ def chunk_loss_stats(*args: Tensor) -> tuple[Tensor, ...]:
     """Returns the statistics of chunk_loss one by one, as views; arguments as in csrc/ops.cpp."""
     if type(args[0]) is not Tensor or torch.compiler.is_compiling():
         return _stats_views(*args)  # the compiler knows views, but no operator that returns some
-    with torch._C._AutoDispatchBelowAutograd():
-        return _chunk_loss_stats(*args)  # type: ignore[no-any-return]
+    return _chunk_loss_stats(*args)  # type: ignore[no-any-return]
 
 
 def _stats_views(
@@ -117,8 +111,10 @@ def linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     return tuple(_cwt.linear_chunk_loss(*args))
 
 
-def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
+def scale_grad(grad: Tensor, row_weight: Tensor | None, grad_output: Tensor) -> Tensor:
     """Returns grad * grad_output; in grad's own memory when autograd will not need it again.
+
+    Rows of `row_weight` 0 are 0, and not read; None: there are none.
 
     `grad` is what a forward pass saved. Autograd says whether it keeps the graph for another
     backward pass (retain_graph=True); only then the product goes to a tensor of its own.
@@ -128,6 +124,8 @@ def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
     own = eager and not torch.is_grad_enabled() and not _graph_is_kept()
     if own and grad_output.dim() == 0 and grad_output.is_cpu and grad_output.item() == 1:
         return grad
+    if row_weight is None:
+        row_weight = grad_output.new_ones(grad.shape[0], dtype=_acc_dtype(grad))
     if grad_output.dtype != row_weight.dtype or not grad_output.is_contiguous():
         grad_output = grad_output.to(row_weight.dtype).contiguous()
     if own:
@@ -167,6 +165,7 @@ def _fake_results(logits: Tensor, rows: int, num_chunks: int, reduction: int) ->
     ]
 
 
+@torch.library.register_fake("cwt::chunk_loss_no_autograd")
 @torch.library.register_fake("cwt::chunk_loss")
 def _(
     logits: Tensor,

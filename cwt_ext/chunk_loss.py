@@ -210,7 +210,7 @@ def chunk_loss(
         found = []
         loss = _eager_loss(logits, buffer, (*rows, mean_grad_norm), validate, found)
     else:
-        loss, *found = _ops.chunk_loss_no_grad(logits, *rows, mean_grad_norm, False, validate)
+        loss, *found = _ops.chunk_loss_no_autograd(logits, *rows, mean_grad_norm, False, validate)
     if scale is not None:
         loss = loss / scale
     if reduction == "none":
@@ -256,7 +256,7 @@ class _EagerLoss(torch.autograd.Function):
         found: list[Tensor],
     ) -> Tensor:
         if buffer is None:
-            results = _ops.chunk_loss_no_grad(logits, *args, True, validate)
+            results = _ops.chunk_loss_no_autograd(logits, *args, True, validate)
             buffer = results[-1]
         else:
             results = _ops.chunk_loss_out(logits, *args, validate, grad=buffer)

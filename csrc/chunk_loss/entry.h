@@ -176,10 +176,9 @@ inline Tensor fresh(const Tensor& like, Shape shape, ScalarType type) {
 // The elements of a contiguous tensor from `offset` on, as a view.
 inline Tensor part_of(const Tensor& x, Shape shape, int64_t offset) {
   AtenTensorHandle out = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), int64_t(shape.size()),
-                                                        shape.data(),
-                                                        contiguous_strides(shape).data(), offset,
-                                                        &out));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(x.get(), int64_t(shape.size()), shape.data(),
+                                     contiguous_strides(shape).data(), offset, &out));
   return Tensor(out);
 }
 
@@ -278,6 +277,7 @@ inline void chunk_loss_stats(StableIValue* stack, uint64_t, uint64_t) {
 template <typename backend_t, typename library_t>
 void register_chunk_loss(library_t& library) {
   library.impl("chunk_loss", &chunk_loss<backend_t>);
+  library.impl("chunk_loss_no_autograd", &chunk_loss<backend_t>);
   library.impl("chunk_loss_out", &chunk_loss_out<backend_t>);
   library.impl("chunk_loss_plan", &chunk_loss_plan<backend_t>);
   library.impl("chunk_loss_stats", &chunk_loss_stats);
