@@ -14,7 +14,19 @@ STABLE_TORCH_LIBRARY(cwt, m) {
     Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, Tensor grad
   ))");
 
-  // The same; the gradient goes to `grad`: the very memory of the logits, or none of it.
+  // The same for a caller that has an autograd formula of its own: cwt_ext/_ops.py gives chunk_loss
+  // one, and whatever passes it costs more than the operator itself on a small input.
+  m.def(R"(chunk_loss_no_autograd(
+    Tensor logits, Tensor labels, Tensor chunk_ids,
+    Tensor? active, Tensor? token_weight, Tensor? normalizer,
+    SymInt num_chunks, int reduction, int ignore_index,
+    float label_smoothing, float z_loss, float softcap,
+    int stats, bool mean_grad_norm, bool need_grad, bool validate
+  ) -> (
+    Tensor loss, Tensor row_stats, Tensor chunk_stats, Tensor errors, Tensor row_weight, Tensor grad
+  ))");
+
+  // The same with the gradient in `grad`: the very memory of the logits, or none of it.
   m.def(R"(chunk_loss_out(
     Tensor logits, Tensor labels, Tensor chunk_ids,
     Tensor? active, Tensor? token_weight, Tensor? normalizer,
@@ -33,6 +45,17 @@ STABLE_TORCH_LIBRARY(cwt, m) {
     SymInt num_chunks, SymInt vocab, int reduction, int ignore_index, int stats
   ) -> (
     Tensor row_weight, Tensor state
+  ))");
+
+  // The statistics of chunk_loss one by one, as views: per row, in the shape of `labels`, then per
+  // chunk, then the error counts. One call where views made in Python would take 15.
+  m.def(R"(chunk_loss_stats(
+    Tensor(a) row_stats, Tensor(b) chunk_stats, Tensor(c) errors, Tensor labels
+  ) -> (
+    Tensor(a) nll, Tensor(a) logsumexp, Tensor(a) grad_norm, Tensor(a) entropy, Tensor(a) correct,
+    Tensor(b) tokens, Tensor(b) nll_sum, Tensor(b) correct_sum, Tensor(b) entropy_sum,
+    Tensor(b) grad_norm_sum, Tensor(b) grad_sq_sum, Tensor(b) mean_grad_norm,
+    Tensor(c) nonfinite, Tensor(c) bad_labels, Tensor(c) bad_chunk_ids
   ))");
 
   // grad times grad_output, a scalar or one number per row; rows of row_weight 0 are 0, not read.

@@ -12,6 +12,7 @@ from cwt_ext import _ops
 
 Reduction = Literal["token_mean", "chunk_mean", "sum", "none"]
 StatsMode = bool | Literal["all"]
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -82,8 +83,17 @@ def _check_dtypes(op: str, name: str, x: Tensor, labels: Tensor, chunk_ids: Tens
         raise TypeError(f"{op}: chunk_ids must be int32 or int64, got {chunk_ids.dtype}.")
 
 
-def refuse_transforms(op: str, x: Tensor) -> None:
-    """Raises RuntimeError where derivatives are asked for that the operator would leave out."""
+def is_eager(op: str, x: Tensor) -> bool:
+    """Returns whether `x` is a plain tensor, outside the compiler and torch.func.
+
+    Raises:
+        RuntimeError: derivatives are asked for that the operator would leave out.
+    """
+    eager = (
+        type(x) in _PLAIN_TYPES
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
     if forward_ad._current_level >= 0:
         tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
         if tangent is not None:
@@ -92,22 +102,14 @@ def refuse_transforms(op: str, x: Tensor) -> None:
                 "supported: only backward has a formula. Use torch.autograd.grad, or "
                 "cwt_ext.reference.row_losses for forward mode."
             )
-    if torch.compiler.is_compiling():
-        return
+    if eager or torch.compiler.is_compiling():
+        return eager
     if torch._C._functorch.is_gradtrackingtensor(x):
         raise RuntimeError(
             f"{op}: torch.func.grad, vjp and jacrev are not supported. Call "
             "torch.autograd.grad(loss, inputs) or loss.backward() instead."
         )
-
-
-def is_eager(x: Tensor) -> bool:
-    """Returns whether `x` is a plain tensor, outside the compiler and torch.func."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return False
 
 
 def check_options(
@@ -131,56 +133,3 @@ def check_options(
         raise ValueError(f"{op}: z_loss must be at least 0 and finite, got {z_loss}.")
     if softcap is not None and not 0 < softcap < float("inf"):
         raise ValueError(f"{op}: softcap must be above 0 and finite (or None), got {softcap}.")
-
-
-def count_chunks(op: str, chunk_ids: Tensor, active: Tensor | None, num_chunks: int | None) -> int:
-    """Returns C from whichever argument states it; raises ValueError where two disagree."""
-    if num_chunks is not None and num_chunks < 0:
-        raise ValueError(f"{op}: num_chunks must be at least 0, got {num_chunks}.")
-    if active is not None:
-        if active.dim() != 1 or (num_chunks is not None and active.shape[0] != num_chunks):
-            want = "C" if num_chunks is None else num_chunks
-            raise ValueError(
-                f"{op}: active must be ({want},), one entry per chunk, got {tuple(active.shape)}."
-            )
-        return active.shape[0]
-    if num_chunks is not None:
-        return num_chunks
-    return max(int(chunk_ids.max()) + 1, 0) if chunk_ids.numel() else 0
-
-
-def flat_integers(x: Tensor) -> Tensor:
-    """Returns labels or chunk ids as the operators take them: (N,), contiguous."""
-    return x if x.dim() == 1 and x.is_contiguous() else x.reshape(-1).contiguous()
-
-
-def flat_weights(op: str, name: str, x: Tensor | None, keep_bool: bool = False) -> Tensor | None:
-    """Returns weights as the operators take them: (N,) float32 or float64 (or bool), contiguous."""
-    if x is None:
-        return None
-    if x.dtype == torch.bool:
-        x = x if keep_bool else x.float()
-    elif not x.dtype.is_floating_point:
-        raise TypeError(f"{op}: {name} must be bool or float, got {x.dtype}.")
-    elif x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    return x.reshape(-1).contiguous()
-
-
-def normalizer_tensor(
-    op: str, normalizer: Tensor | float | None, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """Returns the normalizer as a () tensor on `device`, checked where no host copy is needed."""
-    if normalizer is None:
-        return None
-    if not isinstance(normalizer, Tensor):
-        if not 0 < normalizer < float("inf"):
-            raise ValueError(f"{op}: normalizer must be above 0 and finite, got {normalizer}.")
-        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
-    if normalizer.numel() != 1 or normalizer.requires_grad:
-        raise ValueError(
-            f"{op}: normalizer must be one number without gradient, got shape "
-            f"{tuple(normalizer.shape)}, requires_grad={normalizer.requires_grad}."
-        )
-    wide = normalizer.dtype if normalizer.dtype == torch.float64 else dtype
-    return normalizer.to(device=device, dtype=wide).reshape(())

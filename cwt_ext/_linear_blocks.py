@@ -14,7 +14,7 @@ node, and every device that has a kernel of chunk_loss has it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -116,9 +116,8 @@ class _Rows(NamedTuple):
 
 
 def _refuse_bad_rows(c: Call) -> None:
-    bad = torch.nonzero(c.state >= _ops.FIRST_BAD_STATE)
-    if len(bad):
-        row = int(bad[0])
+    if c.state.numel() and int(c.state.max()) >= _ops.FIRST_BAD_STATE:
+        row = int(torch.nonzero(c.state >= _ops.FIRST_BAD_STATE)[0])
         raise IndexError(
             f"{_OP}: row {row} has label {int(c.labels[row])} and chunk id "
             f"{int(c.chunk_ids[row])}; wanted a label in [0, {c.weight.shape[0]}) or ignore_index, "
@@ -126,9 +125,9 @@ def _refuse_bad_rows(c: Call) -> None:
         )
 
 
-def _pick_rows(c: Call, scale: Tensor) -> _Rows:
+def _pick_rows(c: Call, scale: Tensor | None) -> _Rows:
     rows = len(c.labels)
-    row_weight = c.row_weight * scale
+    row_weight = c.row_weight if scale is None else c.row_weight * scale
     everything = (c.hidden, c.labels, c.chunk_ids, row_weight)
     if c.max_rows < 0:
         picked = torch.nonzero(c.state).flatten()  # waits for the device
@@ -146,7 +145,8 @@ def _pick_rows(c: Call, scale: Tensor) -> _Rows:
 @contextmanager
 def _as_given(device: torch.device) -> Iterator[None]:
     """No gradient and no casts by autocast: the operator's own rules hold."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    casts = torch.is_autocast_enabled(device.type)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if casts else nullcontext():
         yield
 
 
@@ -169,8 +169,7 @@ class _Blocks:
         self.bias = None if c.bias is None else c.bias.to(c.hidden.dtype)
         self.size = _block_size(n, c.block_rows)
         self.buffer = new(self.size, vocab)
-        self.row_loss = new(n, dtype=c.acc)
-        self.row_stats = new(_ops.NUM_ROW_STATS, n, dtype=c.acc)
+        self.row_results: list[tuple[Tensor, Tensor]] = []  # (rows,) and (5, rows) of each block
         self.chunk_stats = c.hidden.new_zeros(
             _ops.NUM_CHUNK_STATS, c.num_chunks, dtype=torch.float64
         )
@@ -190,7 +189,16 @@ class _Blocks:
             self._loss(begin, end, z)
             self._products(begin, end, hidden, z)
 
-    def stats_of_hidden(self, scale: Tensor) -> Tensor | None:
+    def losses_and_stats(self) -> tuple[Tensor, Tensor]:
+        """Returns the (n,) losses and the (5, n) statistics of all rows."""
+        if len(self.row_results) == 1:
+            return self.row_results[0]
+        new = self.c.hidden.new_empty
+        none = (new(0, dtype=self.c.acc), new(_ops.NUM_ROW_STATS, 0, dtype=self.c.acc))
+        losses, stats = zip(none, *self.row_results, strict=True)
+        return torch.cat(losses), torch.cat(stats, dim=1)
+
+    def stats_of_hidden(self, scale: Tensor | None) -> Tensor | None:
         return None if self.pulls is None else self.pulls.stats(scale).to(self.c.acc)
 
     def _logits(self, hidden: Tensor, z: Tensor) -> None:
@@ -228,8 +236,7 @@ class _Blocks:
             results = _ops.chunk_loss_out(*args, False, grad=z)
         else:
             results = _ops.chunk_loss(*args, False, False)
-        self.row_loss[begin:end] = results[0]
-        self.row_stats[:, begin:end] = results[1]
+        self.row_results.append((results[0], results[1]))
         self.chunk_stats += results[2]
         self.errors += results[3]
 
@@ -280,9 +287,11 @@ class _Pulls:
         self.squares += member @ square
         self.sums += member @ d
 
-    def stats(self, scale: Tensor) -> Tensor:
-        norms, squares = self.norms / scale, self.squares / (scale * scale)
-        return torch.stack([norms, squares, self.sums.norm(dim=1) / scale])
+    def stats(self, scale: Tensor | None) -> Tensor:
+        of_sums = self.sums.norm(dim=1)
+        if scale is None:
+            return torch.stack([self.norms, self.squares, of_sums])
+        return torch.stack([self.norms / scale, self.squares / (scale * scale), of_sums / scale])
 
 
 def _linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
@@ -291,12 +300,15 @@ def _linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
         _refuse_bad_rows(c)
     with _as_given(c.hidden.device):
         in_float16 = c.hidden.dtype == torch.float16 and any(c.wanted)
-        scale = float16_scale(c.row_weight) if in_float16 else c.row_weight.new_ones(())
+        scale = float16_scale(c.row_weight) if in_float16 else None
         rows = _pick_rows(c, scale)
         blocks = _Blocks(c, rows)
         blocks.run()
         n = len(c.labels)
-        row_loss = rows.spread(blocks.row_loss, n).double() / scale
+        row_loss, row_stats = (rows.spread(x, n) for x in blocks.losses_and_stats())
+        row_loss = row_loss.double()
+        if scale is not None:
+            row_loss = row_loss / scale
         loss = row_loss.sum() if c.reduce else row_loss
         if rows.fits is not None:
             loss = torch.where(rows.fits, loss, torch.nan)
@@ -305,11 +317,11 @@ def _linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
             grad_hidden = torch.zeros_like(c.hidden).index_copy_(0, rows.picked, grad_hidden)
         return Results(
             loss.to(c.acc),
-            rows.spread(blocks.row_stats, n),
+            row_stats,
             blocks.chunk_stats.to(c.acc),
             blocks.errors,
             _or_empty(c, blocks.stats_of_hidden(scale)),
-            scale.to(c.acc),
+            c.hidden.new_ones((), dtype=c.acc) if scale is None else scale.to(c.acc),
             _or_empty(c, grad_hidden),
             _or_empty(c, blocks.grad_weight),
             _or_empty(c, blocks.grad_bias),
@@ -386,9 +398,9 @@ def _grads_of_rows(c: Call, grad_loss: Tensor) -> tuple[list[Tensor], Tensor]:
 def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns grad * factor in a dtype, rounded once; in grad's memory where that serves."""
     if grad.dtype == dtype:
-        rows = grad if grad.dim() == 2 else grad[None]
-        scaled = _ops.scale_grad(rows, rows.new_ones(len(rows), dtype=factor.dtype), factor)
-        return scaled.view_as(grad)
+        if grad.dim() == 2:
+            return _ops.scale_grad(grad, None, factor)
+        return _ops.scale_grad(grad[None], None, factor)[0]
     if torch.compiler.is_compiling() or len(grad) <= _HALF_HEAD_TILE:
         return (grad * factor).to(dtype)
     out = grad.new_empty(grad.shape, dtype=dtype)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ _load(_LIBRARY)
 if torch.version.cuda is not None and _CUDA_LIBRARY.is_file():
     _load(_CUDA_LIBRARY)
 _cwt = torch.ops.cwt
-_chunk_loss = _cwt.chunk_loss.default
+# Named without their overload, operators would be looked up at every call.
+_chunk_loss_no_autograd = _cwt.chunk_loss_no_autograd.default
+_chunk_loss_out = _cwt.chunk_loss_out.default
+_chunk_loss_plan = _cwt.chunk_loss_plan.default
+_chunk_loss_stats = _cwt.chunk_loss_stats.default
 _chunk_loss_backward_ = _cwt.chunk_loss_backward_.default
 
 
@@ -66,25 +71,39 @@ def chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     return tuple(_cwt.chunk_loss(*args))
 
 
-def chunk_loss_no_grad(*args: Any) -> tuple[Tensor, ...]:
-    """Calls the functional operator on plain tensors; nothing of it is differentiable.
-
-    Skips the autograd kernel that torch.library registers in Python, which costs more than the
-    operator itself on a small input.
-    """
-    with torch._C._AutoDispatchBelowAutograd():
-        return tuple(_chunk_loss(*args))
+def chunk_loss_no_autograd(*args: Any) -> tuple[Tensor, ...]:
+    """Calls the functional operator, with nothing of it differentiable."""
+    return _chunk_loss_no_autograd(*args)  # type: ignore[no-any-return]
 
 
 def chunk_loss_plan(*args: Any) -> tuple[Tensor, Tensor]:
     """Returns (row_weight, state), each (N,); arguments as in csrc/ops.cpp. Not differentiable."""
-    row_weight, state = _cwt.chunk_loss_plan(*args)
+    row_weight, state = _chunk_loss_plan(*args)
     return row_weight, state
 
 
 def chunk_loss_out(*args: Any, grad: Tensor) -> tuple[Tensor, ...]:
     """Calls the operator that writes the gradient to `grad`. Not differentiable."""
-    return tuple(_cwt.chunk_loss_out(*args, grad=grad))
+    return tuple(_chunk_loss_out(*args, grad=grad))
+
+
+def chunk_loss_stats(*args: Tensor) -> tuple[Tensor, ...]:
+    """Returns the statistics of chunk_loss one by one, as views; arguments as in csrc/ops.cpp."""
+    if type(args[0]) is not Tensor or torch.compiler.is_compiling():
+        return _stats_views(*args)  # the compiler knows views, but no operator that returns some
+    return _chunk_loss_stats(*args)  # type: ignore[no-any-return]
+
+
+def _stats_views(
+    row_stats: Tensor, chunk_stats: Tensor, errors: Tensor, labels: Tensor
+) -> tuple[Tensor, ...]:
+    return (
+        *row_stats.view(NUM_ROW_STATS, *labels.shape).unbind(),
+        *chunk_stats.unbind(),
+        errors.narrow(0, NUM_ERROR_COUNTS, errors.shape[0] - NUM_ERROR_COUNTS),
+        errors.select(0, 0),
+        errors.select(0, 1),
+    )
 
 
 def linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
@@ -92,29 +111,34 @@ def linear_chunk_loss(*args: Any) -> tuple[Tensor, ...]:
     return tuple(_cwt.linear_chunk_loss(*args))
 
 
-def scale_grad(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
+def scale_grad(grad: Tensor, row_weight: Tensor | None, grad_output: Tensor) -> Tensor:
     """Returns grad * grad_output; in grad's own memory when autograd will not need it again.
+
+    Rows of `row_weight` 0 are 0, and not read; None: there are none.
 
     `grad` is what a forward pass saved. Autograd says whether it keeps the graph for another
     backward pass (retain_graph=True); only then the product goes to a tensor of its own.
     """
-    if grad_output.dtype != row_weight.dtype or not grad_output.is_contiguous():
-        grad_output = grad_output.to(row_weight.dtype).contiguous()
     # A subclass or fake tensor is being traced: the compiler decides about memory.
     eager = type(grad) is Tensor and not torch.compiler.is_compiling()
-    if eager and not torch.is_grad_enabled() and not _graph_is_kept():
-        if grad_output.dim() == 0 and grad_output.is_cpu and grad_output.item() == 1:
-            return grad
+    own = eager and not torch.is_grad_enabled() and not _graph_is_kept()
+    if own and grad_output.dim() == 0 and grad_output.is_cpu and grad_output.item() == 1:
+        return grad
+    if row_weight is None:
+        row_weight = grad_output.new_ones(grad.shape[0], dtype=_acc_dtype(grad))
+    if grad_output.dtype != row_weight.dtype or not grad_output.is_contiguous():
+        grad_output = grad_output.to(row_weight.dtype).contiguous()
+    if own:
         _chunk_loss_backward_(grad, row_weight, grad_output)
         return grad
     out: Tensor = _cwt.chunk_loss_backward(grad, row_weight, grad_output)
     return out
 
 
-def _graph_is_kept() -> bool:
-    """Returns whether the running backward pass keeps its saved tensors (True where unknown)."""
-    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if query is None else bool(query())
+# Whether the running backward pass keeps its saved tensors; True where torch does not tell.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
 
 
 def _acc_dtype(logits: Tensor) -> torch.dtype:
@@ -141,6 +165,7 @@ def _fake_results(logits: Tensor, rows: int, num_chunks: int, reduction: int) ->
     ]
 
 
+@torch.library.register_fake("cwt::chunk_loss_no_autograd")
 @torch.library.register_fake("cwt::chunk_loss")
 def _(
     logits: Tensor,
@@ -189,6 +214,9 @@ def _(labels: Tensor, chunk_ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return labels.new_empty(labels.shape, dtype=torch.float64), labels.new_empty(
         labels.shape, dtype=torch.int8
     )
+
+
+torch.library.register_fake("cwt::chunk_loss_stats", _stats_views)
 
 
 @torch.library.register_fake("cwt::chunk_loss_backward")

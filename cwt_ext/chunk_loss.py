@@ -9,18 +9,8 @@ import torch
 from torch import Tensor
 
 from cwt_ext import _ops
-from cwt_ext._checks import (
-    Reduction,
-    StatsMode,
-    check_options,
-    check_tensors,
-    count_chunks,
-    flat_integers,
-    flat_weights,
-    is_eager,
-    normalizer_tensor,
-    refuse_transforms,
-)
+from cwt_ext._arguments import RowArguments, row_arguments
+from cwt_ext._checks import Reduction, StatsMode, is_eager
 from cwt_ext._row_weights import float16_scale, weigh_rows
 
 _OP = "chunk_loss"
@@ -198,124 +188,106 @@ def chunk_loss(
         >>> logits.grad.abs().sum(1).ne(0).tolist()
         [False, False, True, True, False, False]
     """
-    check_tensors(_OP, "logits", logits, labels, chunk_ids, active, token_weight)
-    check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
+    rows = row_arguments(
+        _OP, "logits", logits, labels, chunk_ids, active, token_weight, reduction, normalizer,
+        ignore_index, label_smoothing, z_loss, softcap, num_chunks, stats,
+    )  # fmt: skip
     if mean_grad_norm and stats is False:
         raise ValueError(f"{_OP}: mean_grad_norm=True is a statistic and needs stats, got False.")
-    chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
-    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    args: list[Any] = [
-        flat_integers(labels),
-        flat_integers(chunk_ids),
-        flat_weights(_OP, "active", active, keep_bool=True),
-        flat_weights(_OP, "token_weight", token_weight),
-        normalizer_tensor(_OP, normalizer, logits.device, acc),
-        chunks,
-        _ops.REDUCTIONS[reduction],
-        ignore_index,
-        float(label_smoothing),
-        float(z_loss),
-        0.0 if softcap is None else float(softcap),
-        _ops.STATS_MODES[stats],
-        mean_grad_norm,
-    ]
     if validate is None:
         validate = logits.device.type == "cpu"
-    refuse_transforms(_OP, logits)
+    eager = is_eager(_OP, logits)
     need_grad = logits.requires_grad and torch.is_grad_enabled()
-    buffer = _pick_buffer(logits, inplace, grad_buffer) if need_grad else None
+    buffer = None
+    if need_grad and (inplace or grad_buffer is not None):
+        buffer = _pick_buffer(logits, inplace, grad_buffer, eager)
     scale = None
     if need_grad and logits.dtype == torch.float16:
-        scale = _scale_up(args, logits.shape[-1])
-    if not is_eager(logits):
-        loss, *rest = _ops.chunk_loss(logits, *args, need_grad, validate)
+        rows, scale = _scale_up(rows, logits.shape[-1], validate)
+    if not eager:
+        loss, *found = _ops.chunk_loss(logits, *rows, mean_grad_norm, need_grad, validate)
     elif need_grad:
-        rest = []
-        loss = _eager_loss(logits, buffer, [*args, validate], rest)
+        found = []
+        loss = _eager_loss(logits, buffer, (*rows, mean_grad_norm), validate, found)
     else:
-        loss, *rest = _ops.chunk_loss_no_grad(logits, *args, False, validate)
-    row_stats, chunk_stats, errors = rest[:3]
+        loss, *found = _ops.chunk_loss_no_autograd(logits, *rows, mean_grad_norm, False, validate)
     if scale is not None:
         loss = loss / scale
     if reduction == "none":
         loss = loss.view(labels.shape)
     if stats is False:
         return ChunkLoss(loss, None, None)
-    return ChunkLoss(
-        loss,
-        pack_stats(chunk_stats, errors, mean_grad_norm),
-        RowStats._make(row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind()),
-    )
+    row_stats, chunk_stats, errors = found[:3]
+    return ChunkLoss(loss, *name_stats(row_stats, chunk_stats, errors, labels, mean_grad_norm))
 
 
-def _scale_up(args: list[Any], vocab: int) -> Tensor:
-    """Changes the arguments so that loss and gradient are a power of two too large; returns it.
+def _scale_up(rows: RowArguments, vocab: int, validate: bool) -> tuple[RowArguments, Tensor]:
+    """Returns arguments that make loss and gradient a power of two too large, and that power.
 
     The division of the loss by it brings its inverse, and with it any loss scale, to the gradient
     in float32, before the gradient is rounded to float16 for good.
     """
-    labels, ids, active, token_weight, normalizer, chunks, reduction, ignore_index, *rest = args
-    row_weight, _ = weigh_rows(
-        labels, ids, active, token_weight, normalizer,
-        chunks, vocab, reduction, ignore_index, rest[3],
-    )  # fmt: skip
+    row_weight, _ = weigh_rows(rows, vocab, validate)
     scale = float16_scale(row_weight)
     none = _ops.REDUCTIONS["none"]
-    kind = none if reduction == none else _ops.REDUCTIONS["sum"]
-    args[2:7] = [None, row_weight * scale, None, chunks, kind]
-    return scale.float()
+    scaled = rows._replace(
+        active=None,
+        token_weight=row_weight * scale,
+        normalizer=None,
+        reduction=none if rows.reduction == none else _ops.REDUCTIONS["sum"],
+    )
+    return scaled, scale.float()
 
 
 class _EagerLoss(torch.autograd.Function):
     """chunk_loss outside the compiler; the gradient goes to a buffer, if there is one.
 
     The operator's own autograd formula, which the compiler needs, would cost ten times as much on a
-    small input. What is not differentiable goes to the list `rest`: an output costs more.
+    small input. What is not differentiable goes to the list `found`: an output costs more.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, buffer: Tensor | None, args: list[Any], rest: list[Tensor]
+        ctx: Any,
+        logits: Tensor,
+        buffer: Tensor | None,
+        args: tuple[Any, ...],
+        validate: bool,
+        found: list[Tensor],
     ) -> Tensor:
         if buffer is None:
-            loss, *others, row_weight, buffer = _ops.chunk_loss_no_grad(
-                logits, *args[:-1], True, args[-1]
-            )
+            results = _ops.chunk_loss_no_autograd(logits, *args, True, validate)
+            buffer = results[-1]
         else:
-            loss, *others, row_weight = _ops.chunk_loss_out(logits, *args, grad=buffer)
+            results = _ops.chunk_loss_out(logits, *args, validate, grad=buffer)
             torch.autograd.graph.increment_version(buffer)
-        rest.extend(others)
+        loss, row_stats, chunk_stats, errors, row_weight = results[:5]
+        found += row_stats, chunk_stats, errors
         ctx.save_for_backward(row_weight, buffer)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Any:
         row_weight, grad = ctx.saved_tensors
-        return _ops.scale_grad(grad, row_weight, grad_loss), None, None, None
+        return _ops.scale_grad(grad, row_weight, grad_loss), None, None, None, None
 
 
-_eager_loss: Callable[..., Tensor] = _EagerLoss.apply
+# The apply of the parent leaves out what torch.func needs, which is not here.
+_eager_loss: Callable[..., Tensor] = super(torch.autograd.Function, _EagerLoss).apply
 
 
-def pack_stats(chunk_stats: Tensor, errors: Tensor, mean_grad_norm: bool) -> ChunkStats:
-    """Returns the operator's (7, C) statistics and (2 + C,) error counts as ChunkStats."""
-    tokens, nll, correct, entropy, grad_norm, grad_sq, mean = chunk_stats.unbind()
-    first = _ops.NUM_ERROR_COUNTS
-    return ChunkStats(
-        tokens,
-        nll,
-        correct,
-        entropy,
-        grad_norm,
-        grad_sq,
-        mean if mean_grad_norm else None,
-        nonfinite=errors.narrow(0, first, errors.shape[0] - first),
-        bad_labels=errors.select(0, 0),
-        bad_chunk_ids=errors.select(0, 1),
-    )
+def name_stats(
+    row_stats: Tensor, chunk_stats: Tensor, errors: Tensor, labels: Tensor, mean_grad_norm: bool
+) -> tuple[ChunkStats, RowStats]:
+    """Returns the operator's tables of statistics by their names, per row as `labels` has them."""
+    parts = _ops.chunk_loss_stats(row_stats, chunk_stats, errors, labels)
+    mean = parts[11] if mean_grad_norm else None
+    return ChunkStats._make((*parts[5:11], mean, *parts[12:])), RowStats._make(parts[:5])
 
 
-def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> Tensor | None:
+def _pick_buffer(
+    logits: Tensor, inplace: bool, grad_buffer: Tensor | None, eager: bool
+) -> Tensor | None:
     if inplace and grad_buffer is not None:
         raise ValueError(f"{_OP}: give inplace=True or a grad_buffer, not both.")
     if inplace and logits.is_leaf:
@@ -334,13 +306,9 @@ def _pick_buffer(logits: Tensor, inplace: bool, grad_buffer: Tensor | None) -> T
             f"{logits.device} without grad, got {grad_buffer.dtype} {tuple(grad_buffer.shape)} on "
             f"{grad_buffer.device}, requires_grad={grad_buffer.requires_grad}."
         )
-    if not is_eager(logits):
+    if not eager:
         return None  # the compiler owns memory; the functional operator is what it can trace
-    if inplace:
-        return logits.detach()
-    if grad_buffer is not None:
-        return _own_memory(logits, grad_buffer)
-    return None
+    return logits.detach() if grad_buffer is None else _own_memory(logits, grad_buffer)
 
 
 def _own_memory(logits: Tensor, buffer: Tensor) -> Tensor:

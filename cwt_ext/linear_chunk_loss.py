@@ -8,19 +8,10 @@ import torch
 from torch import Tensor
 
 from cwt_ext import _linear_blocks, _ops
-from cwt_ext._checks import (
-    Reduction,
-    StatsMode,
-    check_options,
-    check_tensors,
-    count_chunks,
-    flat_integers,
-    flat_weights,
-    normalizer_tensor,
-    refuse_transforms,
-)
+from cwt_ext._arguments import row_arguments
+from cwt_ext._checks import Reduction, StatsMode, is_eager
 from cwt_ext._row_weights import weigh_rows
-from cwt_ext.chunk_loss import ChunkStats, RowStats, pack_stats
+from cwt_ext.chunk_loss import ChunkStats, RowStats, name_stats
 
 _OP = "linear_chunk_loss"
 # Bytes of logits at a time: as many rows as keep the products busy. On a CPU 512 rows of 49152
@@ -127,30 +118,19 @@ def linear_chunk_loss(
         >>> hidden.grad.shape, out.stats.tokens.tolist()
         (torch.Size([6, 4]), [2.0, 2.0, 1.0])
     """
-    check_tensors(_OP, "hidden", hidden, labels, chunk_ids, active, token_weight, width="D")
-    check_options(_OP, reduction, stats, label_smoothing, z_loss, softcap)
+    rows = row_arguments(
+        _OP, "hidden", hidden, labels, chunk_ids, active, token_weight, reduction, normalizer,
+        ignore_index, label_smoothing, z_loss, softcap, num_chunks, stats, width="D",
+    )  # fmt: skip
     for x in (hidden, weight, bias):
         if x is not None:
-            refuse_transforms(_OP, x)
+            is_eager(_OP, x)  # raises under transforms
     if hidden_stats and reduction == "none":
         raise ValueError(f'{_OP}: hidden_stats=True needs a reduction other than "none".')
     hidden = _in_product_dtype(hidden, weight, bias)
-    chunks = count_chunks(_OP, chunk_ids, active, num_chunks)
-    y, ids = flat_integers(labels), flat_integers(chunk_ids)
-    row_weight, state = weigh_rows(
-        y,
-        ids,
-        flat_weights(_OP, "active", active, keep_bool=True),
-        flat_weights(_OP, "token_weight", token_weight),
-        normalizer_tensor(_OP, normalizer, hidden.device, torch.float64),
-        chunks,
-        weight.shape[0],
-        _ops.REDUCTIONS[reduction],
-        ignore_index,
-        _ops.STATS_MODES[stats],
-    )
     if validate is None:
         validate = hidden.device.type == "cpu"
+    row_weight, state = weigh_rows(rows, weight.shape[0], validate)
     may_differ = torch.is_grad_enabled()
     needs = [x is not None and x.requires_grad and may_differ for x in (hidden, weight, bias)]
     needs[0] |= hidden_stats
@@ -159,17 +139,17 @@ def linear_chunk_loss(
             hidden.reshape(-1, hidden.shape[-1]),
             weight,
             bias,
-            y,
-            ids,
+            rows.labels,
+            rows.chunk_ids,
             row_weight,
             state,
-            chunks,
+            rows.num_chunks,
             reduction != "none",
             ignore_index,
-            float(label_smoothing),
-            float(z_loss),
-            0.0 if softcap is None else float(softcap),
-            _ops.STATS_MODES[stats],
+            rows.label_smoothing,
+            rows.z_loss,
+            rows.softcap,
+            rows.stats,
             hidden_stats,
             validate,
             _block_rows(block_rows, block_bytes, weight.shape[0], hidden),
@@ -181,9 +161,8 @@ def linear_chunk_loss(
     of_hidden = HiddenStats(*results.hidden_stats.unbind()) if hidden_stats else None
     if stats is False:
         return LinearChunkLoss(loss, None, None, of_hidden)
-    rows = RowStats(*results.row_stats.view(_ops.NUM_ROW_STATS, *labels.shape).unbind())
-    of_chunks = pack_stats(results.chunk_stats, results.errors, False)
-    return LinearChunkLoss(loss, of_chunks, rows, of_hidden)
+    tables = (results.row_stats, results.chunk_stats, results.errors)
+    return LinearChunkLoss(loss, *name_stats(*tables, labels, False), of_hidden)
 
 
 def _in_product_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -229,6 +229,8 @@ def test_opcheck(dtype, reduction):
     op = torch.ops.cwt.chunk_loss.default
     torch.library.opcheck(op, operator_args(logits.requires_grad_(), labels, ids, reduction))
     torch.library.opcheck(op, operator_args(logits.detach(), labels, ids, reduction, False))
+    plain = torch.ops.cwt.chunk_loss_no_autograd.default
+    torch.library.opcheck(plain, operator_args(logits.detach(), labels, ids, reduction))
     weight, scale = torch.rand(5), torch.rand(()) if reduction == 1 else torch.rand(5)
     backward = torch.ops.cwt.chunk_loss_backward
     torch.library.opcheck(backward.default, (logits.detach(), weight, scale))

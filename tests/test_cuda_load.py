@@ -28,8 +28,8 @@ def facts(tensors):
     return [[list(x.shape), str(x.dtype)] for x in tensors]
 
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-names = ["chunk_loss", "chunk_loss_out", "chunk_loss_plan"]
-names += ["chunk_loss_backward", "chunk_loss_backward_"]
+names = ["chunk_loss", "chunk_loss_no_autograd", "chunk_loss_out", "chunk_loss_plan"]
+names += ["chunk_loss_stats", "chunk_loss_backward", "chunk_loss_backward_"]
 with FakeTensorMode():
     fake = torch.ops.cwt.chunk_loss(*arguments("cuda", True))
     devices = sorted({x.device.type for x in fake})
@@ -74,8 +74,10 @@ def test_every_operator_has_a_cuda_kernel(report):
     assert report["cuda"]
     assert report["registered"] == [
         "chunk_loss",
+        "chunk_loss_no_autograd",
         "chunk_loss_out",
         "chunk_loss_plan",
+        "chunk_loss_stats",
         "chunk_loss_backward",
         "chunk_loss_backward_",
     ]

@@ -9,9 +9,9 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include <initializer_list>
+#include <algorithm>
+#include <array>
 
 #include "call.h"
 
@@ -130,11 +130,56 @@ inline void check_backward(const Tensor& grad, const Tensor& row_weight,
               shape_of(grad_output), ".");
 }
 
+inline void check_stats(const Tensor& row_stats, const Tensor& chunk_stats, const Tensor& errors,
+                        const Tensor& labels) {
+  const auto is_table = [](const Tensor& x, int64_t rows) {
+    return x.dim() == 2 && x.size(0) == rows && x.is_contiguous();
+  };
+  check_value(is_table(row_stats, kNumRowStats) && row_stats.size(1) == labels.numel(),
+              "row_stats must be contiguous (", int(kNumRowStats), ", N), N = ", labels.numel(),
+              ", got ", shape_of(row_stats), ".");
+  check_value(is_table(chunk_stats, kNumChunkStats), "chunk_stats must be contiguous (",
+              int(kNumChunkStats), ", C), got ", shape_of(chunk_stats), ".");
+  check_value(errors.dim() == 1 && errors.size(0) == kNumErrorCounts + chunk_stats.size(1) &&
+                  errors.is_contiguous(),
+              "errors must be contiguous (", kNumErrorCounts + chunk_stats.size(1), ",), got ",
+              shape_of(errors), ".");
+  check_value(labels.dim() <= 3, "labels must have at most three dimensions, got ",
+              shape_of(labels), ".");
+}
+
 // Allocation.
 
-// Uninitialised, on the device of `like`.
-inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, {shape.begin(), shape.size()}, type);
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;  // of at most three dimensions
+
+inline std::array<int64_t, 3> contiguous_strides(Shape shape) {
+  std::array<int64_t, 3> strides{};
+  int64_t step = 1;
+  for (size_t d = shape.size(); d-- > 0; step *= std::max<int64_t>(shape[d], 1)) strides[d] = step;
+  return strides;
+}
+
+// Uninitialised and contiguous, on the device of `like`. torch::stable::new_empty would look its
+// operator up by name and box the arguments, which takes longer than the allocation itself.
+inline Tensor fresh(const Tensor& like, Shape shape, ScalarType type) {
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle out = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
+      device_index, &out));
+  return Tensor(out);
+}
+
+// The elements of a contiguous tensor from `offset` on, as a view.
+inline Tensor part_of(const Tensor& x, Shape shape, int64_t offset) {
+  AtenTensorHandle out = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(x.get(), int64_t(shape.size()), shape.data(),
+                                     contiguous_strides(shape).data(), offset, &out));
+  return Tensor(out);
 }
 
 // Every result but the gradient.
@@ -160,7 +205,7 @@ void chunk_loss(StableIValue* stack, uint64_t, uint64_t) {
   check_call(call);
   ChunkLossResults r = allocate_results(call);
   if (call.options.need_grad) {
-    r.grad = torch::stable::new_empty(call.logits, call.logits.sizes());
+    r.grad = fresh(call.logits, call.logits.sizes(), call.logits.scalar_type());
     r.grad_is_fresh = true;
   }
   backend_t::run(call, r);
@@ -200,7 +245,7 @@ void chunk_loss_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad = arguments.tensor(), row_weight = arguments.tensor();
   const Tensor grad_output = arguments.tensor();
   check_backward(grad, row_weight, grad_output);
-  const Tensor out = torch::stable::new_empty(grad, grad.sizes());
+  const Tensor out = fresh(grad, grad.sizes(), grad.scalar_type());
   backend_t::scale_rows(ScaleCall{grad, row_weight, grad_output, out, true});
   give_back(stack, out);
 }
@@ -214,12 +259,28 @@ void chunk_loss_backward_(StableIValue* stack, uint64_t, uint64_t) {
   backend_t::scale_rows(ScaleCall{grad, row_weight, grad_output, grad, false});
 }
 
+inline void chunk_loss_stats(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor row_stats = arguments.tensor(), chunk_stats = arguments.tensor();
+  const Tensor errors = arguments.tensor(), labels = arguments.tensor();
+  check_stats(row_stats, chunk_stats, errors, labels);
+  const int64_t rows = labels.numel(), chunks = chunk_stats.size(1);
+  for (int64_t s = 0; s < kNumRowStats; ++s)
+    *stack++ = torch::stable::detail::from(part_of(row_stats, labels.sizes(), s * rows));
+  for (int64_t s = 0; s < kNumChunkStats; ++s)
+    *stack++ = torch::stable::detail::from(part_of(chunk_stats, {chunks}, s * chunks));
+  give_back(stack, part_of(errors, {chunks}, kNumErrorCounts), part_of(errors, {}, kBadLabels),
+            part_of(errors, {}, kBadChunks));
+}
+
 // Registration; `library` is the `m` of STABLE_TORCH_LIBRARY_IMPL.
 template <typename backend_t, typename library_t>
 void register_chunk_loss(library_t& library) {
   library.impl("chunk_loss", &chunk_loss<backend_t>);
+  library.impl("chunk_loss_no_autograd", &chunk_loss<backend_t>);
   library.impl("chunk_loss_out", &chunk_loss_out<backend_t>);
   library.impl("chunk_loss_plan", &chunk_loss_plan<backend_t>);
+  library.impl("chunk_loss_stats", &chunk_loss_stats);
   library.impl("chunk_loss_backward", &chunk_loss_backward<backend_t>);
   library.impl("chunk_loss_backward_", &chunk_loss_backward_<backend_t>);
 }
