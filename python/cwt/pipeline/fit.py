@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from cwt.config import RunConfig
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.files import read_json
 from cwt.pipeline.workspace import Workspace
+from cwt.processes import start
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
 from cwt.students.load import check_files, load_student
@@ -34,8 +34,7 @@ _STEP = 32  # max_new_tokens is a multiple of it
 
 def device_of(ws: Workspace) -> torch.device:
     """Returns the device of this process."""
-    device: torch.device = PartialState(cpu=ws.config.cpu).device
-    return device
+    return start(ws.config.cpu)
 
 
 def prompt_style(config: RunConfig) -> PromptStyle:
@@ -85,17 +84,24 @@ def describe(student: Student) -> dict[str, Any]:
     return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}
 
 
-def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
+Sizes = tuple[int, int, int]  # tokens of a prompt, of its rationale, of the answer in that
+
+
+def sizes_of(examples: Sequence[TokenizedExample]) -> list[Sizes]:
+    """Returns what `token_lengths` needs to know of each of some examples."""
+    return [(len(x.prompt), sum(map(len, x.units)), len(x.units[-1])) for x in examples]
+
+
+def token_lengths(sizes: Sequence[Sizes]) -> dict[str, int]:
     """Returns how long some examples are, in tokens.
 
     rationale_tokens, answer_tokens and prompt_tokens are sums; the others are lengths of one
     rationale, one prompt, or one row of both.
     """
-    rationales = np.array([sum(map(len, x.units)) for x in examples])
-    prompts = np.array([len(x.prompt) for x in examples])
+    prompts, rationales, answers = np.array(sizes).T
     return {
         "rationale_tokens": int(rationales.sum()),
-        "answer_tokens": sum(len(x.units[-1]) for x in examples),
+        "answer_tokens": int(answers.sum()),
         "prompt_tokens": int(prompts.sum()),
         "median_rationale": int(np.median(rationales)),
         "rationale_99": int(np.quantile(rationales, 0.99, method="higher")),
