@@ -46,6 +46,17 @@ def open_accelerator(cpu: bool, dtype: torch.dtype, **options: Any) -> Accelerat
     return accelerator
 
 
+def same_beginning(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Gives all processes the first one's weights, those that training changes, before FSDP.
+
+    New adapters are drawn at random, and FSDP takes each part of a weight from another process.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        for weight in model.parameters():
+            if weight.requires_grad:
+                torch.distributed.broadcast(weight.detach(), 0)
+
+
 def whole_weights(accelerator: Accelerator, model: Any) -> Mapping[str, torch.Tensor] | None:
     """Returns the whole weights of a divided model; None where each process has all anyway.
 
@@ -53,8 +64,10 @@ def whole_weights(accelerator: Accelerator, model: Any) -> Mapping[str, torch.Te
     """
     if not is_divided(model):
         return None
-    weights: Mapping[str, torch.Tensor] = accelerator.get_state_dict(model)
-    return weights
+    found: Mapping[str, torch.Tensor] = accelerator.get_state_dict(model)
+    # A weight that two modules share is there under both names; save_pretrained knows it by one.
+    once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: value for name, value in found.items() if name in once}
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

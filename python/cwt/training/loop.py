@@ -30,7 +30,7 @@ from cwt.training.checkpoint import (
     saving,
 )
 from cwt.training.divergence import BeforeStep, NotFinite, check_finite
-from cwt.training.divided import open_accelerator, whole, whole_weights
+from cwt.training.divided import open_accelerator, same_beginning, whole, whole_weights
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
@@ -169,6 +169,7 @@ class _Run:
         self.accelerator, self.student, self.recipe = accelerator, student, recipe
         if recipe.gradient_checkpointing:
             _checkpoint_activations(student.model)
+        same_beginning(accelerator, student.model)
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
         self.divided = is_divided(self.model)
         self.sampler, self.held_out = sampler, held_out
