@@ -1,4 +1,4 @@
-"""What test_processes.py runs in several processes: processes_worker.py PART OUT, under torchrun."""
+"""What test_processes.py runs under torchrun: processes_worker.py OUT PART..."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ from app_fixtures import examples
 from cwt.config import DataConfig, EvalConfig, RunConfig, SkipConfig, TrainConfig
 from cwt.files import write_json
 from cwt.pipeline import stages
+from cwt.pipeline.methods import METHODS
 from cwt.pipeline.run import run
 from cwt.pipeline.workspace import open_workspace
 from cwt.processes import Shares, by_main, from_all, leave, rank, start
@@ -18,7 +19,7 @@ from cwt.training.loop import train
 from train_cases import RECIPE, Stop, stop_half_way
 
 SMALL = RunConfig(
-    methods="CWT-sbc-repeated,STT,perplexity-skips,surprisal-tokens,shortest-correct",
+    methods="CWT-sbc-repeated,STT,perplexity-skips",
     cpu=True,
     data=DataConfig(train_size=7, validation_size=3, test_size=5),
     train=TrainConfig(budget=300, parent="CWT", chunk_batch_size=5, validations=2),
@@ -33,7 +34,10 @@ UNEVEN = replace(  # 7 samples of one pass each: in two processes 4 passes and 3
 def whole_run(out):
     """All stages, and diagnostics of a student."""
     run(SMALL, out, jobs=1)
-    stages.diagnose_student(open_workspace(SMALL, out), "CWT", examples=4)
+    ws = open_workspace(SMALL, out)
+    stages.diagnose_student(ws, "CWT", examples=4)
+    for name in ("surprisal-tokens", "shortest-correct"):  # texts that the student wrote, or cut
+        stages.skip_units(ws, name, METHODS[name], "CWT", "STT-round-1")
 
 
 def trained(out, progress=quiet, lora=""):
@@ -92,12 +96,13 @@ def failing(out):
     run(SMALL, out / "run", jobs=1)
 
 
-PARTS = {
-    f.__name__: f for f in (whole_run, divided, interrupted, shared, failing)
-}  # fmt: skip
+PARTS = {f.__name__: f for f in (whole_run, divided, interrupted, shared, failing)}
 
 if __name__ == "__main__":
     quiet_libraries()
     start(cpu=True)
-    PARTS[sys.argv[1]](Path(sys.argv[2]))
+    for part in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / part
+        by_main(lambda folder=folder: folder.mkdir(parents=True))
+        PARTS[part](folder)
     leave()

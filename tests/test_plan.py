@@ -9,7 +9,7 @@ from cwt.cli import _parse, main
 from cwt.commands import Begins
 from cwt.config import load_config
 from cwt.files import read_json, read_lines
-from cwt.pipeline.fit import sizes_of, token_lengths, written_tokens
+from cwt.pipeline.fit import token_lengths, written_tokens
 from cwt.pipeline.workspace import open_workspace
 from cwt.progress import Bars, duration
 from cwt.students.tokenized import TokenizedExample, whole_sequence
@@ -162,7 +162,7 @@ def test_lengths_are_those_of_the_examples():
         TokenizedExample(example, (1,) * p, ((2,) * a, (3,) * b))
         for p, a, b in [(4, 10, 1), (2, 30, 2), (9, 5, 5)]
     ]
-    assert token_lengths(sizes_of(items)) == {
+    assert token_lengths(items) == {
         "rationale_tokens": 53, "answer_tokens": 8, "prompt_tokens": 15, "median_rationale": 11,
         "rationale_99": 32, "longest_rationale": 32, "longest_prompt": 9, "longest_row": 34,
     }  # fmt: skip

@@ -84,24 +84,17 @@ def describe(student: Student) -> dict[str, Any]:
     return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}
 
 
-Sizes = tuple[int, int, int]  # tokens of a prompt, of its rationale, of the answer in that
-
-
-def sizes_of(examples: Sequence[TokenizedExample]) -> list[Sizes]:
-    """Returns what `token_lengths` needs to know of each of some examples."""
-    return [(len(x.prompt), sum(map(len, x.units)), len(x.units[-1])) for x in examples]
-
-
-def token_lengths(sizes: Sequence[Sizes]) -> dict[str, int]:
+def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
     """Returns how long some examples are, in tokens.
 
     rationale_tokens, answer_tokens and prompt_tokens are sums; the others are lengths of one
     rationale, one prompt, or one row of both.
     """
-    prompts, rationales, answers = np.array(sizes).T
+    rationales = np.array([sum(map(len, x.units)) for x in examples])
+    prompts = np.array([len(x.prompt) for x in examples])
     return {
         "rationale_tokens": int(rationales.sum()),
-        "answer_tokens": int(answers.sum()),
+        "answer_tokens": sum(len(x.units[-1]) for x in examples),
         "prompt_tokens": int(prompts.sum()),
         "median_rationale": int(np.median(rationales)),
         "rationale_99": int(np.quantile(rationales, 0.99, method="higher")),

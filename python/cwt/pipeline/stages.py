@@ -26,7 +26,6 @@ from cwt.pipeline.fit import (
     generation_limits,
     open_student,
     open_to_write,
-    sizes_of,
     token_lengths,
 )
 from cwt.pipeline.methods import (
@@ -77,8 +76,10 @@ def make_chunks(
     student = open_student(ws)
     shares = chunk_shares(student, examples, ws.config.chunk)
     segmenter = Segmenter(student, shares.mine, ws.config.chunk)
-    lengths = token_lengths(shares.gather(sizes_of(segmenter.tokenized)))
-    facts = describe(student)
+    tokenized = segmenter.tokenized
+    if shares.processes > 1:  # tokens are quick to count, the lengths are those of all
+        tokenized = [student.tokenize(e.keeping(None)) for e in examples]
+    lengths, facts = token_lengths(tokenized), describe(student)
     if ws.config.chunk.compare or _reads_whole_rows(ws.config):
         check_positions(lengths["longest_row"], facts["positions"])
     for i, method in enumerate(todo):
