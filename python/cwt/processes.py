@@ -155,7 +155,7 @@ class Shares(Generic[T]):
 
 
 def is_divided(model: Any) -> bool:
-    """Returns whether the weights of a model lie in several processes (FSDP, DeepSpeed).
+    """Returns whether the weights of a model lie in several processes (FSDP).
 
     Each of its passes then needs all processes, so all must make the same ones.
     """
@@ -163,8 +163,7 @@ def is_divided(model: Any) -> bool:
         return False
     from torch.distributed.tensor import DTensor
 
-    # FSDP2 makes weights DTensors, DeepSpeed's third stage gives its own an id.
-    return any(isinstance(w, DTensor) or hasattr(w, "ds_id") for w in model.parameters())
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def is_broken(error: RuntimeError) -> bool:

@@ -38,12 +38,25 @@ def open_accelerator(cpu: bool, dtype: torch.dtype, **options: Any) -> Accelerat
     divided = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if state.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported: accelerate launch --fsdp_version 2.")
+    if state.distributed_type == DistributedType.DEEPSPEED:
+        _fit_deepspeed(state.deepspeed_plugin.deepspeed_config)
     if divided and dtype == torch.float16:
         raise UserError(
             "--dtype float16 scales its loss, and each process would decide alone whether its part "
             "of the gradient overflowed: with FSDP or DeepSpeed use --dtype bfloat16."
         )
     return accelerator
+
+
+def _fit_deepspeed(config: dict[str, Any]) -> None:
+    """Tells DeepSpeed what this loop decides. No test runs it; its documentation says how."""
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            "DeepSpeed divides the weights in its stage 3, which is not supported: use stage 2, or "
+            "accelerate launch --use_fsdp --fsdp_version 2."
+        )
+    config["train_micro_batch_size_per_gpu"] = 1  # of its own log; passes differ in their samples
+    config["gradient_clipping"] = 1.0
 
 
 def same_beginning(accelerator: Accelerator, model: torch.nn.Module) -> None:

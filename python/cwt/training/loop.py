@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 import cwt_ext
 from cwt.data.example import Example
@@ -251,6 +252,8 @@ class _Run:
         try:
             return self.step()
         except NotFinite as error:
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                raise UserError(f"{out}: training diverged, and took the step: {error}.") from None
             before.restore()
             self.save(out)
             step = self.spent.optimizer_steps
@@ -311,6 +314,7 @@ class _Run:
         loss, stats = 0.0, torch.zeros(())
         for i, part in enumerate(parts):
             wait = i + 1 < len(parts)
+            self.accelerator.sync_gradients = not wait  # DeepSpeed's backward also takes the step
             with self.accelerator.no_sync(self.model) if wait else nullcontext():
                 result = self.loss(part, count, measures)
                 # DDP averages gradients over processes, the step wants their sum.
