@@ -17,6 +17,7 @@ from cwt.commands import COMMANDS, Command, Data
 from cwt.config import RunConfig, configured, preset_values, yaml_values
 from cwt.errors import UserError
 from cwt.interrupts import terminable
+from cwt.processes import ToldElsewhere, count, is_broken, is_main, leave
 
 USAGE = """usage: cwt COMMAND [options]        cwt COMMAND --help lists the options
 
@@ -60,16 +61,29 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             if argv[0] not in COMMANDS:
                 raise UserError(f"unknown command {argv[0]!r}; `cwt --help` lists them.")
-            _parse(argv[0], argv[1:]).run()
+            command = _parse(argv[0], argv[1:])
+            if count() > 1 and not command.shares:
+                raise UserError(
+                    f"cwt {argv[0]} runs in one process, and a launcher started {count()}."
+                )
+            command.run()
+            leave()
+        except ToldElsewhere:
+            raise SystemExit(2) from None
         except UserError as error:
             _fail(str(error))
+        except RuntimeError as error:
+            if not is_broken(error):
+                raise
+            _fail("another process of this run has ended; the same command goes on from here.")
         except OSError as error:
             if error.errno not in _DISK:
                 raise
             _fail(f"{error.filename}: {error.strerror}. What was there before is intact.")
         except KeyboardInterrupt:
-            again = shlex.join(["cwt", *argv])
-            print(f"cwt: stopped; the same command goes on from here: {again}", file=sys.stderr)
+            if is_main():
+                again = shlex.join(["cwt", *argv])
+                print(f"cwt: stopped; the same command goes on from here: {again}", file=sys.stderr)
             raise SystemExit(143 if terminated.signum else 130) from None
 
 

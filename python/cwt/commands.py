@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -12,6 +13,7 @@ import tyro
 from cwt.config import DataConfig, EvalConfig, RunConfig, SkipConfig, TrainConfig
 from cwt.data.export import Format, What
 from cwt.errors import UserError
+from cwt.processes import by_main, is_main
 from cwt.progress import Bars
 from cwt.teaching.config import TeachConfig
 from cwt.training.recipe import ChunkOptions
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)
+    if is_main():
+        print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Command:
 
     begins: ClassVar[bool] = False  # whether it may begin a run in a new folder
     stands_alone: ClassVar[bool] = False  # needs no run
+    shares: ClassVar[bool] = False  # several processes (torchrun) divide its work
     sections: ClassVar[tuple[str, ...]] = ()  # the configuration that it has flags for
 
     out: Path = Path("runs/default")
@@ -86,6 +90,8 @@ class Run(Begins):
         jobs: how many methods train side by side; 0: one a core for tiny on a CPU, else one.
     """
 
+    shares: ClassVar[bool] = True
+
     jobs: int = 0
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
@@ -100,7 +106,8 @@ class Run(Begins):
         self.workspace()  # says what is wrong before anything is done
         with Bars() as bars:
             report = run(self.options, self.out, self.jobs, bars.watch, bars.say)
-        print_table(report, str(self.out))
+        if is_main():
+            print_table(report, str(self.out))
         _print(", ".join(str(self.out / f"report{s}") for s in (".json", ".md", ".html")))
 
 
@@ -118,6 +125,7 @@ class Data(Begins):
         data: where the examples come from.
     """
 
+    shares: ClassVar[bool] = True
     own: ClassVar[tuple[str, ...]] = (
         "student", "prompt", "chat_template", "system", "seed", "data",
     )  # fmt: skip
@@ -141,7 +149,7 @@ class Data(Begins):
         ws = self.workspace()
         check_student(self.student)
         with ws.locked():
-            record = make_data(ws)
+            record = by_main(partial(make_data, ws))
         dropped = ", ".join(f"{n} {why}" for why, n in record["dropped"].items()) or "none"
         _print(
             f"{ws.out}: {record['train']} training examples, {record['validation']} validation and "
@@ -198,6 +206,7 @@ class Chunk(Command):
     """
 
     sections = ("chunk",)
+    shares: ClassVar[bool] = True
 
     chunk: ChunkOptions = field(default_factory=ChunkOptions)
 
@@ -222,6 +231,7 @@ class Train(Command):
     """
 
     sections = ("train", "skip")
+    shares: ClassVar[bool] = True
 
     method: str = tyro.MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -249,6 +259,7 @@ class Skip(Command):
     """
 
     sections = ("skip",)
+    shares: ClassVar[bool] = True
 
     round: int = 1
     skip: SkipConfig = field(default_factory=SkipConfig)
@@ -285,6 +296,7 @@ class Eval(Command):
     """
 
     sections = ("eval",)
+    shares: ClassVar[bool] = True
 
     method: str = tyro.MISSING
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -357,6 +369,8 @@ class Diagnose(Command):
     Attributes:
         method: student, such as CWT or STT-round-1.
     """
+
+    shares: ClassVar[bool] = True
 
     method: str = tyro.MISSING
 

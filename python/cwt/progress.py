@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cwt.processes import is_main
+
 Progress = Callable[[float, str], None]
 """Called with the share done, in [0, 1], and what is being done."""
 
@@ -35,7 +37,10 @@ def duration(seconds: float) -> str:
 
 
 class Bars:
-    """Progress bars on a terminal; elsewhere a line every half minute and when a piece is done."""
+    """Progress bars on a terminal; elsewhere a line every half minute and when a piece is done.
+
+    Of several processes only the first one shows anything.
+    """
 
     def __init__(self, log_seconds: float = LOG_SECONDS) -> None:
         from rich.console import Console
@@ -48,7 +53,7 @@ class Bars:
         )
 
         console = Console(stderr=True)
-        self.live, self.log_seconds = console.is_terminal, log_seconds
+        self.live, self.log_seconds = console.is_terminal and is_main(), log_seconds
         self.bars = Progress(
             TextColumn("{task.description:22}"),
             BarColumn(30),
@@ -72,6 +77,8 @@ class Bars:
 
     def watch(self, name: str, share: float, text: str) -> None:
         """Shows how far a piece of work is."""
+        if not is_main():
+            return
         if self.live:
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(name, total=1.0, text=text)
@@ -100,5 +107,5 @@ class Bars:
         """Prints a line, above the bars where there are some."""
         if self.live:
             self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif is_main():
             print(line, file=sys.stdout, flush=True)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cwt_ext
+from cwt.processes import Shares
 from cwt.students.student import Student, iterate_logits
 from cwt.students.tokenized import TokenizedExample, whole_sequence
 
@@ -242,18 +243,31 @@ def diagnose(
     test: Sequence[TokenizedExample],
     sharpness_examples: int = 32,
 ) -> dict[str, Any]:
-    """Returns all figures of this module for a student, on training and held-out examples."""
+    """Returns all figures of this module for a student, on training and held-out examples.
+
+    Several processes divide the kinds of figures among them; those that cost most come first.
+    """
     student.model.eval()
-    figures = unit_figures(student, test)
+    of_train = mean_loss(student, train[:sharpness_examples])
+    of_test = mean_loss(student, test[:sharpness_examples])
+    works: list[Callable[[], Any]] = [
+        lambda: top_eigenvalue(student.model, of_train),
+        lambda: top_eigenvalue(student.model, of_test),
+        lambda: rise_under_noise(student.model, of_train),
+        lambda: rise_under_noise(student.model, of_test),
+        lambda: unit_figures(student, test),
+        lambda: [float(loss().detach()) for loss in (of_train, of_test)],
+    ]
+    found = Shares(works).map(lambda mine: [work() for work in mine])
+    figures, losses = found[4], found[5]
     parts: dict[str, Any] = {"by_chunk": summarise(figures, "chunk")}
     if any(f.role for f in figures):
         parts["by_role"] = summarise(figures, "role")
-    for name, examples in (("train", train), ("test", test)):
-        loss = mean_loss(student, examples[:sharpness_examples])
+    for i, name in enumerate(("train", "test")):
         parts[name] = {
-            "loss": float(loss().detach()),
-            "top_eigenvalue": top_eigenvalue(student.model, loss),
-            "rise_under_noise": rise_under_noise(student.model, loss),
+            "loss": losses[i],
+            "top_eigenvalue": found[i],
+            "rise_under_noise": found[2 + i],
         }
     parts["units"] = [asdict(f) for f in itertools.islice(figures, 200)]
     return parts

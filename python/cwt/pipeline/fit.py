@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from cwt.config import RunConfig
 from cwt.data.example import Example
@@ -15,6 +14,7 @@ from cwt.errors import UserError
 from cwt.files import read_json
 from cwt.pipeline.methods import METHODS, chunkings, selected_methods
 from cwt.pipeline.workspace import Workspace
+from cwt.processes import start
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
 from cwt.students.load import check_files, load_student, load_tokenizer, positions_of
@@ -36,8 +36,7 @@ _READERS = {"judge", "literal", "perplexity", "entropy", "upset", "surprisal"}  
 
 def device_of(ws: Workspace) -> torch.device:
     """Returns the device of this process."""
-    device: torch.device = PartialState(cpu=ws.config.cpu).device
-    return device
+    return start(ws.config.cpu)
 
 
 def prompt_style(config: RunConfig) -> PromptStyle:

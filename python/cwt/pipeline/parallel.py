@@ -19,6 +19,7 @@ import torch
 from cwt.config import RunConfig
 from cwt.errors import UserError
 from cwt.interrupts import terminable
+from cwt.processes import count
 from cwt.progress import Progress, Watch
 from cwt.students.load import quiet_libraries
 
@@ -39,7 +40,7 @@ def usable_cores() -> int:
 def default_jobs(config: RunConfig) -> int:
     """Returns how many methods to train at once: one a core for `tiny` on a CPU, else one."""
     alone = torch.cuda.is_available() and not config.cpu
-    if alone or config.student != "tiny" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if alone or config.student != "tiny" or count() > 1:
         return 1
     return usable_cores()
 
@@ -55,11 +56,16 @@ def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Wa
         watch: called with a name, its share done, and what is being done.
 
     Raises:
-        UserError: a piece raised one, or its process was killed.
+        UserError: a piece raised one, its process was killed, or this process has sisters.
     """
     order = TopologicalSorter({name: [n for n in of if n in needs] for name, of in needs.items()})
     order.prepare()
     if jobs > 1:
+        if count() > 1:
+            raise UserError(
+                f"--jobs {jobs} starts processes of its own, and a launcher started {count()}: "
+                "leave it out."
+            )
         _run_in_pool(order, needs, work, jobs, watch)
         return
     while order.is_active():

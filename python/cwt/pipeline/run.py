@@ -20,6 +20,7 @@ from cwt.pipeline.stages import (
 )
 from cwt.pipeline.views import write_views
 from cwt.pipeline.workspace import Workspace, open_workspace
+from cwt.processes import by_main
 from cwt.progress import Progress, Watch, part_of, quiet
 from cwt.report.page import write_page
 from cwt.students.load import check_student
@@ -68,17 +69,17 @@ def run(
     ws = open_workspace(config, Path(out))
     names = selected_methods(config)
     with ws.locked():
-        make_data(ws)
+        by_main(partial(make_data, ws))
         make_chunks(ws, partial(watch, "chunks"))
         watch("chunks", 1.0, "done")
-        for line in plan_lines(make_plan(ws, names)):
+        for line in plan_lines(by_main(partial(make_plan, ws, names))):
             say(line)
         run_methods(ws, names, jobs or default_jobs(config), watch)
         for name in names:
             watch("latency", names.index(name) / len(names), name)
             measure_latency(ws, ws.student_of(name))
         watch("latency", 1.0, "done")
-        return write_reports(ws)
+        return by_main(partial(write_reports, ws))
 
 
 def run_methods(ws: Workspace, names: Sequence[str], jobs: int, watch: Watch) -> None:
@@ -103,7 +104,7 @@ def evaluate_row(
 ) -> dict[str, Any]:
     """Evaluates the student of a row on the test questions, and puts the row into the table."""
     score = evaluate_student(ws, student, "test", progress)
-    write_json(ws.method(name), {"name": name, "student": student})
+    by_main(partial(write_json, ws.method(name), {"name": name, "student": student}))
     return score
 
 

@@ -1,13 +1,17 @@
 """Who decides which units of the training examples stay: one function for every kind of row."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from cwt.data.example import Example
 from cwt.data.marks import with_skip_marks
 from cwt.pipeline.fit import generation_limits
 from cwt.pipeline.methods import Method
 from cwt.pipeline.workspace import Workspace
+from cwt.processes import Shares, from_all
 from cwt.progress import Progress
 from cwt.skipping.controls import oracle_skips, random_skips
 from cwt.skipping.criterion import Decision
@@ -25,6 +29,8 @@ from cwt.skipping.rivals import (
     matched_token_counts,
 )
 from cwt.students.student import Student
+
+T = TypeVar("T")
 
 OpenStudent = Callable[[], Student]  # opens the student that judges
 
@@ -69,7 +75,8 @@ def decide_skips(
     if method.skips in ("judge", "literal"):
         criterion = replace(skip, judge="literal") if method.skips == "literal" else skip
         decide = ratify_skips if ratify else find_skips
-        return Decided(*decide(open_student(), examples, criterion, progress=progress))
+        student = open_student()
+        return _by_all(examples, lambda some: decide(student, some, criterion, progress=progress))
     if method.skips == "oracle":
         return Decided(oracle_skips(examples))
     if method.skips == "marked":
@@ -85,7 +92,10 @@ def decide_skips(
     if method.skips == "surprisal":
         student = open_student()
         tokens = matched_token_counts(student, examples, skip.matched_share)
-        left = least_surprising_tokens(student, whole, tokens, progress=progress)
+        pairs = list(zip(whole, tokens, strict=True))
+        left = Shares(pairs).map(
+            lambda mine: least_surprising_tokens(student, *_unzip(mine), progress=progress)
+        )
         return Decided(left, rewritten=True)
     if method.is_matched:
         counts = matched_counts(examples, skip.matched_share)
@@ -109,11 +119,31 @@ def _matched(
         return Decided(first_units(whole, [round(part * n) for n in counts]))
     if method.skips == "truncation":
         return Decided(last_units(whole, counts))
-    student = open_student()
-    if method.skips == "entropy":
-        return Decided(*lowest_entropy_units(student, whole, counts, progress=progress))
+    student, pairs = open_student(), list(zip(whole, counts, strict=True))
+    rival: Callable[..., tuple[list[Example], list[Decision]]] = lowest_entropy_units
     if method.skips == "perplexity":
-        return Decided(*least_perplexity_units(student, whole, counts, progress=progress))
-    assert method.skips == "upset", method.skips
-    criterion = ws.config.skip
-    return Decided(*least_upset_units(student, whole, counts, criterion, progress=progress))
+        rival = least_perplexity_units
+    if method.skips == "upset":
+        rival = partial(least_upset_units, criterion=ws.config.skip)
+    return _by_all(pairs, lambda mine: rival(student, *_unzip(mine), progress=progress))
+
+
+def _unzip(pairs: Sequence[tuple[Example, int]]) -> tuple[list[Example], list[int]]:
+    return [example for example, _ in pairs], [count for _, count in pairs]
+
+
+def _by_all(
+    items: Sequence[T], decide: Callable[[list[T]], tuple[list[Example], list[Decision]]]
+) -> Decided:
+    """Lets every process decide on its share; the decisions stand example by example.
+
+    Args:
+        items: an example each, or one with more.
+        decide: returns the shortened examples and the decisions of some items.
+    """
+    shares = Shares(items)
+    found, mine = decide(shares.mine) if shares.mine else ([], [])
+    examples = shares.gather(found)
+    place = {e.id: i for i, e in enumerate(examples)}
+    decisions = itertools.chain.from_iterable(from_all(mine))
+    return Decided(examples, sorted(decisions, key=lambda d: place[d.id]))

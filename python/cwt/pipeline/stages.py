@@ -7,12 +7,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
-from cwt.evaluation.generation import evaluate, latency
+from cwt.evaluation.generation import Generation, evaluate, latency, score
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.fit import (
@@ -36,11 +39,12 @@ from cwt.pipeline.methods import (
 )
 from cwt.pipeline.skips import decide_skips
 from cwt.pipeline.workspace import Workspace
+from cwt.processes import Shares, by_main, from_all
 from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import removal_rates, skipped_share
 from cwt.students.load import student_files
 from cwt.students.student import Student
-from cwt.training.chunking import Segmenter, average_chunks
+from cwt.training.chunking import Segmenter, average_chunks, chunk_shares
 from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
 
@@ -68,22 +72,28 @@ def make_chunks(
         return record
     examples = ws.examples("train")
     student = open_student(ws)
-    segmenter = Segmenter(student, examples, ws.config.chunk)
-    lengths, facts = token_lengths(segmenter.tokenized), describe(student)
+    shares = chunk_shares(student, examples, ws.config.chunk)
+    segmenter = Segmenter(student, shares.mine, ws.config.chunk)
+    tokenized = segmenter.tokenized
+    if shares.processes > 1:  # tokens are quick to count, the lengths are those of all
+        tokenized = [student.tokenize(e.keeping(None)) for e in examples]
+    lengths, facts = token_lengths(tokenized), describe(student)
     if reads_whole_rows(ws.config):
         check_positions(lengths["longest_row"], facts["positions"])
     for i, method in enumerate(todo):
         progress(i / len(todo), method)
-        cuts = segmenter.boundaries(method)
-        rows = [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)]
-        write_lines(ws.chunks(method), rows)
+        mine = segmenter.boundaries(method)
+        cuts = shares.gather(mine)
         record[method] = {"chunks": sum(len(b) - 1 for b in cuts) / len(cuts)}
         if ws.config.chunk.compare:
-            record[method]["cost"] = segmenter.total_cost(cuts)
+            costs = shares.gather(segmenter.total_costs(mine))
+            record[method]["cost"] = float(np.mean(costs))
+        rows = [{"id": e.id, "boundaries": b} for e, b in zip(examples, cuts, strict=True)]
+        by_main(partial(write_lines, ws.chunks(method), rows))
     tokens = lengths["rationale_tokens"]
     found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
     found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
-    write_json(ws.chunks_record, {"chunkings": record, **found})
+    by_main(partial(write_json, ws.chunks_record, {"chunkings": record, **found}))
     return record
 
 
@@ -130,7 +140,7 @@ def train_method(ws: Workspace, method: Method, progress: Progress = quiet) -> s
         return method.name
     if method.in_rounds:
         _train_rounds(ws, method, parent, progress)
-        return write_choice(ws, method)
+        return by_main(partial(write_choice, ws, method))
     skip_units(ws, method.name, method, parent, like=_matched_student(ws, method))
     train_on(ws, method.name, method, parent, ws.config.skip.rounds, progress)
     return method.name
@@ -267,9 +277,13 @@ def skip_units(
         return open_student(ws, judge)
 
     found = decide_skips(ws, method, judging, examples, ratify, part, progress)
-    write_lines(ws.decisions(name), (asdict(d) for d in found.decisions))
-    if found.rewritten:
-        write_examples(ws.rewritten(name), found.examples)
+
+    def write() -> None:
+        write_lines(ws.decisions(name), (asdict(d) for d in found.decisions))
+        if found.rewritten:
+            write_examples(ws.rewritten(name), found.examples)
+        write_json(ws.skips(name), record)
+
     record = {
         "judge": "ratify" if ratify else _judge_name(ws, method),
         "student": judge if found.decisions else None,
@@ -278,7 +292,7 @@ def skip_units(
         "removal_rates": {} if found.rewritten else removal_rates(found.examples),
         "kept_units": [sorted(e.kept) for e in found.examples],
     }
-    write_json(ws.skips(name), record)
+    by_main(write)
 
 
 def _judge_name(ws: Workspace, method: Method) -> str:
@@ -301,15 +315,33 @@ def evaluate_student(
         return dict(read_json(path))
     student = _trained_student(ws, name, open_to_write)
     questions = ws.examples(part)
-    limits = generation_limits(ws, student, questions)
-    score, written = evaluate(student, questions, progress=progress, **asdict(limits))
-    write_lines(ws.generations(name, part), (asdict(g) for g in written))
-    write_json(path, asdict(score))
-    return asdict(score)
+    options = asdict(generation_limits(ws, student, questions))
+    shares = Shares(questions)
+    mine: list[Generation] = []
+    seconds = 0.0
+    if shares.mine:
+        found, mine = evaluate(student, shares.mine, progress=progress, **options)
+        seconds = found.seconds_per_answer * found.questions
+    written = shares.gather(mine)
+    record = asdict(score(written, max(from_all(seconds))))
+
+    def write() -> None:
+        write_lines(ws.generations(name, part), (asdict(g) for g in written))
+        write_json(path, record)
+
+    by_main(write)
+    return record
 
 
 def measure_latency(ws: Workspace, name: str) -> None:
-    """Writes latency/<name>.json, the median wall time of one answer; run nothing beside it."""
+    """Writes latency/<name>.json, the median wall time of one answer; run nothing beside it.
+
+    Of several processes the first one measures, while the others wait.
+    """
+    by_main(partial(_measure_latency, ws, name))
+
+
+def _measure_latency(ws: Workspace, name: str) -> None:
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
@@ -336,7 +368,7 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     known = ws.training_examples()[:examples]
     in_tokens = [[student.tokenize(e) for e in part] for part in (known, test)]
     found = diagnose(student, in_tokens[0], in_tokens[1])
-    write_json(path, found)
+    by_main(partial(write_json, path, found))
     return found
 
 

@@ -1,7 +1,6 @@
 """The folder of a run: the path of every file, and whether a configuration belongs to it."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from cwt.config import RunConfig, load_config, save_config
 from cwt.data.example import Example, load_examples
 from cwt.errors import UserError
 from cwt.files import is_part, read_json, read_lines
+from cwt.processes import by_main, count, start
 
 # Options that choose which results there are, or how they are computed, but change none.
 _MAY_CHANGE = {
@@ -167,29 +167,37 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder against other processes, and brings its configuration up to date.
+        """Locks the folder against other runs, and brings its configuration up to date.
 
         Raises:
-            UserError: another process works on the folder.
+            UserError: another run works on the folder.
         """
-        if int(os.environ.get("RANK", "0")):  # of several processes the first one holds the lock
+        lock = FileLock(self.out / ".lock", timeout=0)
+        if count() > 1:
+            start(self.config.cpu)
+        by_main(lambda: self._take(lock))  # of several processes the first one holds the lock
+        try:
             yield
-            return
+        finally:
+            lock.release()
+
+    def _take(self, lock: FileLock) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.out / ".lock", timeout=0):
-                self._clear()
-                saved = saved_config(self.out)
-                if saved is not None and saved != self.config:
-                    save_config(self.out / "config.yaml", self.config)
-                yield
+            lock.acquire()
         except Timeout:
             raise UserError(f"--out {self.out}: another process is working on this run.") from None
+        try:
+            self._clear()
+            saved = saved_config(self.out)
+            if saved is not None and saved != self.config:
+                save_config(self.out / "config.yaml", self.config)
+        except BaseException:
+            lock.release()
+            raise
 
     def _clear(self) -> None:
         """Removes what killed processes left of files that they were writing."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others may be writing
-            return
         for folder in ("", "*/", "*/*/"):
             for path in filter(is_part, self.out.glob(f"{folder}.*.part")):
                 path.unlink(missing_ok=True)

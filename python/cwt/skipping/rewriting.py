@@ -1,11 +1,13 @@
 """Rationales that the student writes itself."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.example import Example
 from cwt.data.units import UnitKind, answer_start, split_units
+from cwt.processes import Shares
 from cwt.progress import Progress, quiet
 from cwt.students.student import Student
 
@@ -24,6 +26,7 @@ def shortest_correct(
     """Returns the examples with the shortest right rationale that the student samples for each.
 
     Where no sample is right, ends by itself and states an answer, the teacher's rationale stays.
+    Several processes divide the batches among them.
 
     Args:
         student: samples.
@@ -42,16 +45,25 @@ def shortest_correct(
     asked = [i for i in range(len(examples)) for _ in range(samples)]
     prompts = [student.prompt(e.question) for e in examples]
     best: dict[int, tuple[int, str]] = {}
-    for at in range(0, len(asked), batch_size):
+
+    def right(at: int) -> list[tuple[int, int, str]]:
+        """Returns the right samples of a batch: (example, tokens, text)."""
         part = asked[at : at + batch_size]
         rows = student.sample([prompts[i] for i in part], max_new_tokens, temperature, seed + at)
-        for i, ids in zip(part, rows, strict=True):
-            text = student.text(ids)
-            if not student.ended(ids) or answer_start(text) == len(text):
-                continue
-            if same_answer(extract_answer(text), examples[i].answer):
-                best[i] = min(best.get(i, (len(ids), text)), (len(ids), text))
         progress(min(1.0, (at + len(part)) / len(asked)), "sampling")
+        texts = ((i, ids, student.text(ids)) for i, ids in zip(part, rows, strict=True))
+        return [
+            (i, len(ids), text)
+            for i, ids, text in texts
+            if student.ended(ids)
+            and answer_start(text) < len(text)
+            and same_answer(extract_answer(text), examples[i].answer)
+        ]
+
+    # A batch has its own seed, so it is the same whichever process samples it.
+    batches = Shares(range(0, len(asked), batch_size)).map(lambda mine: [right(at) for at in mine])
+    for i, tokens, text in itertools.chain.from_iterable(batches):
+        best[i] = min(best.get(i, (tokens, text)), (tokens, text))
     found = [_written(e, best[i][1], unit) if i in best else e for i, e in enumerate(examples)]
     return found, len(best)
 

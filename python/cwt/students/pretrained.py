@@ -1,7 +1,7 @@
 """What the students of the transformers library share, whatever the shape of their model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,16 @@ class PretrainedStudent(ABC):
     def ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] in self.tokenizer.ends
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         if self.tokenizer.style.chat:  # a server stops where the student's turn ends
             ends = [self.tokenizer.eos, *sorted(self.tokenizer.ends - {self.tokenizer.eos})]
             self._plain_model.generation_config.eos_token_id = ends
             if is_adapted(self.model):
                 self._plain_model.generation_config.save_pretrained(folder)
         if is_adapted(self.model):  # no vocabulary is added, so embeddings stay the base's
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         else:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save(folder)
 
 

@@ -1,6 +1,6 @@
 """The student that is an encoder-decoder of the transformers library, such as T5 or BART."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class Seq2SeqStudent(PretrainedStudent):
         written: list[list[int]] = out[:, start.shape[1] :].tolist()
         return written
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         begin = self.tokenizer.start  # a server that gives no decoder_input_ids begins alike
         if begin:
             self._plain_model.generation_config.forced_bos_token_id = begin[0]
-        super().save(folder)
+        super().save(folder, weights)

@@ -1,6 +1,6 @@
 """The `Student` protocol, which training, judging and evaluation use, and batched passes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -68,8 +68,14 @@ class Student(Protocol):
     def ended(self, ids: Sequence[int]) -> bool:
         """Returns whether a continuation ends with a token that ends it."""
 
-    def save(self, folder: Path) -> None:
-        """Writes a folder that `load_student` opens."""
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes a folder that `load_student` opens.
+
+        Args:
+            folder: where.
+            weights: whole, by their names in the model, where the model's own are divided over
+                several processes; None: the model's own.
+        """
 
 
 def group_by_tokens(lengths: Sequence[int], tokens: int, rows: int = 0) -> list[list[int]]:

@@ -95,6 +95,7 @@ def _save(accelerator: Accelerator, temporary: Path, recipe: Recipe, target: Pat
         os.replace(temporary, target)
         for folder in before:
             shutil.rmtree(folder)
+    accelerator.wait_for_everyone()  # it is in its place when the others go on
 
 
 def load_checkpoint(accelerator: Accelerator, out: Path, recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ import torch
 import cwt_ext
 from cwt.data.example import Example
 from cwt.errors import UserError
+from cwt.processes import Shares, is_divided
 from cwt.students.student import Student, iterate_batches, iterate_logits
 from cwt.students.tokenized import TokenizedExample, whole_sequence
 from cwt.training.recipe import ChunkMethod, ChunkOptions, Objective
@@ -116,6 +117,17 @@ def chunk(
     """
     cuts = Segmenter(student, examples, options).boundaries(options.method)
     return [example.chunked(b) for example, b in zip(examples, cuts, strict=True)]
+
+
+def chunk_shares(
+    student: Student, examples: Sequence[Example], options: ChunkOptions
+) -> Shares[Example]:
+    """Returns examples divided over the processes, each of which chunks its own.
+
+    TF-IDF compares the texts of all examples, so there each process has all, as where the student
+    itself is divided.
+    """
+    return Shares(examples, options.embeddings == "tfidf" or is_divided(student.model))
 
 
 def unit_nll(
@@ -247,6 +259,8 @@ class Segmenter:
     def boundaries(self, method: ChunkMethod) -> list[list[int]]:
         """Returns the boundaries of each example, the answer's included."""
         cuts = self.start
+        if not self.examples:  # fewer than there are processes
+            return []
         if method == "dp":
             inputs = [v[:n] for v, n in zip(self.vectors(), self.lengths, strict=True)]
             cuts = self._optima(inputs, "embeddings")
@@ -269,10 +283,11 @@ class Segmenter:
         cuts = dict(zip(some, (s.boundaries.tolist() for s in found), strict=True))
         return [cuts.get(i, [0]) for i in range(len(self.examples))]
 
-    def total_cost(self, cuts: Sequence[Sequence[int]]) -> float:
-        """Returns the summed cost of the chunks before the answer, as a mean over the examples."""
-        totals = [
-            sum(costs[a, b] for a, b in itertools.pairwise(c[:-1]))
+    def total_costs(self, cuts: Sequence[Sequence[int]]) -> list[float]:
+        """Returns the summed cost of the chunks before the answer, of every example."""
+        if not cuts:
+            return []
+        return [
+            float(sum(costs[a, b] for a, b in itertools.pairwise(c[:-1])))
             for costs, c in zip(self.costs, cuts, strict=True)
         ]
-        return float(np.mean(totals))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType
 
 import cwt_ext
 from cwt.data.example import Example
@@ -18,6 +18,7 @@ from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
 from cwt.files import write_json
 from cwt.interrupts import Asked, postponed
+from cwt.processes import from_all, is_divided
 from cwt.progress import Progress, quiet
 from cwt.students.load import student_files
 from cwt.students.student import Student, group_by_tokens
@@ -30,6 +31,7 @@ from cwt.training.checkpoint import (
     saving,
 )
 from cwt.training.divergence import BeforeStep, NotFinite, check_finite
+from cwt.training.divided import open_accelerator, same_beginning, whole, whole_weights
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
@@ -37,8 +39,6 @@ from cwt.training.step_log import StepLog
 from cwt.training.trackers import PROJECT, tracker_names
 from cwt.training.trackers import figures as figures_of
 from cwt.training.validation import Validation
-
-T = TypeVar("T")
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
 
@@ -108,7 +108,8 @@ def train(
         True
     """
     names = tracker_names(trackers)
-    accelerator = Accelerator(cpu=cpu, log_with=names or None, project_dir=str(out))
+    options = {"log_with": names or None, "project_dir": str(out)}
+    accelerator = open_accelerator(cpu, student.dtype, **options)
     if recipe.batch_size < accelerator.num_processes:
         raise UserError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes "
@@ -129,9 +130,10 @@ def train(
         accelerator.init_trackers(PROJECT)
     with run.logging():
         run.go_on(out, progress)
+    weights = whole_weights(accelerator, run.model)
     if run.main:
         with saving("the student", out):
-            student.save(out)
+            student.save(out, weights)
         record = {"recipe": asdict(recipe), **asdict(run.spent)}
         record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
         if held_out.measured.history:
@@ -168,7 +170,9 @@ class _Run:
         self.accelerator, self.student, self.recipe = accelerator, student, recipe
         if recipe.gradient_checkpointing:
             _checkpoint_activations(student.model)
+        same_beginning(accelerator, student.model)
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
+        self.divided = is_divided(self.model)
         self.sampler, self.held_out = sampler, held_out
         half = student.dtype == torch.float16  # its gradients underflow unless they are scaled
         self.scaler = torch.amp.GradScaler(student.device.type, enabled=half)
@@ -228,7 +232,7 @@ class _Run:
             if self.accelerator.trackers:
                 self.accelerator.log(figures_of(row), step=row["step"])
             progress(share, self.told(row))
-            due, stopping = self.agreed((pace.due(now), bool(asked.signum)))
+            due, stopping = self.agreed(pace.due(now), bool(asked.signum))
             if due or stopping:
                 self.save(out)
                 mark = time.perf_counter()
@@ -248,6 +252,8 @@ class _Run:
         try:
             return self.step()
         except NotFinite as error:
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                raise UserError(f"{out}: training diverged, and took the step: {error}.") from None
             before.restore()
             self.save(out)
             step = self.spent.optimizer_steps
@@ -269,14 +275,12 @@ class _Run:
         return f"loss {row['loss']:.3f}" + "".join(f", validation {m['loss']:.3f}" for m in last)
 
     def enough(self) -> bool:
-        return bool(self.held_out.rows) and self.agreed(self.held_out.out_of_patience)
+        return bool(self.held_out.rows) and self.held_out.out_of_patience
 
-    def agreed(self, wanted: T) -> T:
-        """Returns what the first process wants, because clocks differ between processes."""
-        if self.accelerator.num_processes == 1:
-            return wanted
-        told: list[T] = broadcast_object_list([wanted])
-        return told[0]
+    def agreed(self, due: bool, stopping: bool) -> tuple[bool, bool]:
+        """Returns whether to save, by the first process's clock, and whether any is to stop."""
+        told = from_all((due, stopping))
+        return told[0][0], any(stop for _, stop in told)
 
     def share(self) -> float:
         if self.recipe.budget_unit == "epochs":
@@ -301,6 +305,8 @@ class _Run:
         count = sum(len({*s.chunks} - {-1}) for s in samples) if by_chunk else tokens
         processes = self.accelerator.num_processes
         parts = self.micro_batches(samples[self.accelerator.process_index :: processes])
+        if self.divided:
+            self.keep_pace(samples, parts)
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
         measures = len(parts) == processes == 1 and not by_chunk
         measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
@@ -308,6 +314,7 @@ class _Run:
         loss, stats = 0.0, torch.zeros(())
         for i, part in enumerate(parts):
             wait = i + 1 < len(parts)
+            self.accelerator.sync_gradients = not wait  # DeepSpeed's backward also takes the step
             with self.accelerator.no_sync(self.model) if wait else nullcontext():
                 result = self.loss(part, count, measures)
                 # DDP averages gradients over processes, the step wants their sum.
@@ -315,8 +322,9 @@ class _Run:
             loss += float(result.loss.detach())
             stats = stats.to(result.loss.device) + _table(result, self.sampler.chunks)
         stats = self.accelerator.reduce(stats, "sum")  # the same on every process
+        loss = sum(from_all(loss))
         self.scaler.unscale_(self.optimizer)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0))
         check_finite(stats[1], None if self.scaler.is_enabled() else norm, samples)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -326,6 +334,18 @@ class _Run:
         of_chunk, _, norms = stats.tolist()
         self.sampler.observe(of_chunk, norms)
         return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
+
+    def keep_pace(self, samples: list[TokenSequence], mine: list[list[TokenSequence]]) -> None:
+        """Makes as many passes as the process with the most; each pass needs all processes.
+
+        A pass that only keeps the others company has a gradient of nothing.
+        """
+        processes = self.accelerator.num_processes
+        most = max(len(self.micro_batches(samples[r::processes])) for r in range(processes))
+        shortest = min(samples, key=lambda s: len(s.ids))
+        for _ in range(most - len(mine)):
+            with self.accelerator.no_sync(self.model):
+                self.accelerator.backward(0 * self.loss([shortest], 1, False).loss)
 
     def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
         """Returns the samples of a step on this process as they go through the model."""

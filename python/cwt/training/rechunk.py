@@ -6,7 +6,7 @@ from cwt.data.example import Example
 from cwt.data.marks import with_stage_marks
 from cwt.students.student import Student
 from cwt.students.tokenized import TokenizedExample
-from cwt.training.chunking import Segmenter
+from cwt.training.chunking import Segmenter, chunk_shares
 from cwt.training.recipe import ChunkOptions
 
 
@@ -32,11 +32,15 @@ class Rechunker:
     def search(self) -> list[TokenizedExample]:
         """Returns the examples in tokens with the chunks of a new search."""
         training = self.student.model.training
-        segmenter = Segmenter(self.student, self.examples, self.options)
-        segmenter.start = [list(e.boundaries or (0, len(e.units)))[:-1] for e in self.examples]
-        found = segmenter.boundaries(self.options.method)
+        shares = chunk_shares(self.student, self.examples, self.options)
+        found = shares.map(self._boundaries)
         self.student.model.train(training)
         return self.at(found)
+
+    def _boundaries(self, examples: list[Example]) -> list[list[int]]:
+        segmenter = Segmenter(self.student, examples, self.options)
+        segmenter.start = [list(e.boundaries or (0, len(e.units)))[:-1] for e in examples]
+        return segmenter.boundaries(self.options.method)
 
     def at(self, boundaries: Sequence[Sequence[int]]) -> list[TokenizedExample]:
         """Returns the examples in tokens with these boundaries; the next search starts there."""

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 import cwt_ext
 from cwt.errors import UserError
 from cwt.files import replacing
+from cwt.processes import Shares, from_all, is_divided
 from cwt.students.student import Student, iterate_logits
 from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
 from cwt.training.checkpoint import BEST_WEIGHTS
+from cwt.training.divided import fill, whole
 from cwt.training.recipe import Recipe
 
 _ROWS = 16  # of one forward pass, where the student has no limit in tokens
@@ -81,7 +83,7 @@ class Validation:
             UserError: the loss is not a number.
         """
         training = self.student.model.training
-        loss, accuracy = held_out_loss(self.student, self.rows)
+        loss, accuracy = self._loss()
         self.student.model.train(training)
         if not math.isfinite(loss):
             raise UserError(
@@ -92,10 +94,24 @@ class Validation:
         history.append({"step": step, "loss": loss, "accuracy": accuracy})
         if loss < history[self.measured.best]["loss"]:
             self.measured.best = len(history) - 1
+            weights = _trained_weights(self.student, keeps)
             if keeps:
                 with replacing(self.weights) as path:
-                    save_file(_trained_weights(self.student), path)
+                    save_file(weights, path)
         return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+    def _loss(self) -> tuple[float, float]:
+        """Returns what `held_out_loss` does, each process having measured its share of the rows."""
+        if is_divided(self.student.model):  # all make the same passes
+            return from_all(held_out_loss(self.student, self.rows))[0]
+        shares = Shares(self.rows)
+        if shares.processes == 1:
+            return held_out_loss(self.student, self.rows)
+        tokens = sum(row.loss_tokens for row in shares.mine)
+        mine = held_out_loss(self.student, shares.mine) if tokens else (0.0, 0.0)
+        parts = from_all((tokens, *mine))
+        total = sum(n for n, _, _ in parts)
+        return sum(n * a for n, a, _ in parts) / total, sum(n * b for n, _, b in parts) / total
 
     @property
     def out_of_patience(self) -> bool:
@@ -123,7 +139,7 @@ class Validation:
             parameters = dict(self.student.model.named_parameters())
             with torch.no_grad():
                 for name, value in weights.items():
-                    parameters[name].copy_(value)
+                    fill(parameters[name], value)
 
     def _advice(self) -> str:
         return (
@@ -151,10 +167,15 @@ def held_out_loss(student: Student, rows: Sequence[TokenSequence]) -> tuple[floa
     return nll / tokens, right / tokens
 
 
-def _trained_weights(student: Student) -> dict[str, torch.Tensor]:
-    """Returns the weights that training changes, on the CPU."""
-    return {
-        name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in student.model.named_parameters()
-        if value.requires_grad
-    }
+def _trained_weights(student: Student, keeps: bool) -> dict[str, torch.Tensor]:
+    """Returns the weights that training changes, on the CPU; none where they are not kept.
+
+    Where they are divided over processes, all take part.
+    """
+    weights = {}
+    for name, value in student.model.named_parameters():
+        if value.requires_grad:
+            found = whole(value.detach())
+            if keeps:
+                weights[name] = found.to("cpu", copy=True).contiguous()
+    return weights
