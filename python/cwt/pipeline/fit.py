@@ -17,6 +17,7 @@ from cwt.pipeline.workspace import Workspace
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
 from cwt.students.load import check_files, load_student
+from cwt.students.loss import LINEAR
 from cwt.students.memory import (
     Shape,
     cache_tokens,
@@ -66,7 +67,8 @@ def open_student(ws: Workspace, name: str = "") -> Student:
                 weight.data = weight.data.to(student.dtype)
     if c.batches == "tokens":
         shape = shape_of(student.model)
-        student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize)
+        linear = student.loss_path == LINEAR
+        student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize, linear)
     return student.to(device)
 
 
@@ -81,8 +83,12 @@ def open_to_write(ws: Workspace, name: str) -> Student:
 
 
 def describe(student: Student) -> dict[str, Any]:
-    """Returns what a plan needs to know of a student: its shape, and the format of its products."""
-    return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}
+    """Returns what a plan needs to know of a student.
+
+    Its shape, the format of its products (dtype), and how its loss is computed (head).
+    """
+    dtype = str(student.dtype).removeprefix("torch.")
+    return {**asdict(shape_of(student.model)), "dtype": dtype, "head": student.loss_path}
 
 
 def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
@@ -141,7 +147,7 @@ def fitted_options(ws: Workspace) -> dict[str, Any]:
     if ws.config.batches == "tokens" and not c.micro_batch_tokens and not c.micro_batch_size:
         shape, element = saved_shape(record)
         options["micro_batch_tokens"] = training_tokens(
-            shape, device_of(ws), element, c.gradient_checkpointing
+            shape, device_of(ws), element, c.gradient_checkpointing, is_linear(record)
         )
     return options
 
@@ -153,9 +159,14 @@ def is_adapter(ws: Workspace) -> bool:
 
 def saved_shape(record: dict[str, Any]) -> tuple[Shape, int]:
     """Returns the shape of the student that chunks.json describes, and bytes of its products."""
-    facts = dict(record["student"])
+    facts = {name: value for name, value in record["student"].items() if name != "head"}
     element: int = getattr(torch, facts.pop("dtype")).itemsize
     return Shape(**facts), element
+
+
+def is_linear(record: dict[str, Any]) -> bool:
+    """Returns whether linear_chunk_loss computes the loss of the student of chunks.json."""
+    return bool(record["student"].get("head") == LINEAR)  # runs of earlier versions do not say
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from cwt.files import read_json, write_json
-from cwt.pipeline.fit import device_of, saved_shape, written_tokens
+from cwt.pipeline.fit import device_of, is_linear, saved_shape, written_tokens
 from cwt.pipeline.methods import METHODS, Method, parent_of
 from cwt.pipeline.stages import continued_recipe, recipe_of
 from cwt.pipeline.workspace import Workspace
 from cwt.students.memory import (
     activation_bytes,
+    block_bytes,
     device_bytes,
     logit_bytes,
     scoring_tokens,
@@ -157,12 +158,14 @@ def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -
     )
     tokens = max(tokens, longest)
     frozen = 4 if shape.trained == shape.parameters else element
+    device, linear = device_of(ws), is_linear(record)
+    logits = logit_bytes(shape, element, True) * tokens
     return {
         "states": state_bytes(shape, frozen),
         "activations": activation_bytes(shape, element, checkpointing) * tokens,
-        "logits": logit_bytes(shape, element, True) * tokens,
+        "logits": block_bytes(shape, device, True) if linear else logits,
         "training_tokens": tokens,
-        "scoring_tokens": scoring_tokens(shape, device_of(ws), element),
+        "scoring_tokens": scoring_tokens(shape, device, element, linear),
     }
 
 
@@ -179,7 +182,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"{lengths['median_rationale']}, longest {lengths['longest_rationale']}), longest row "
         f"{lengths['longest_row']}; an answer may have {plan['max_new_tokens']}",
         f"student   {student['name']}: {student['parameters']:,} weights, {student['trained']:,} "
-        f"trained; products in {student['dtype']} on {plan['device']['name']}",
+        f"trained; products in {student['dtype']} on {plan['device']['name']}; loss by "
+        f"{student.get('head', 'logits')}",
         f"memory    about {needed / gib:.1f} of {plan['device']['bytes'] / gib:.1f} GiB: states "
         f"{memory['states'] / gib:.1f}, a pass of at most {memory['training_tokens']:,} tokens "
         f"{(needed - memory['states']) / gib:.1f}",

@@ -10,6 +10,7 @@ _FLOAT32 = 4  # bytes
 _PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
 _INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")  # names of the inner width
 _DECODER = ("num_decoder_layers", "decoder_layers")  # names of the number of decoder layers
+_BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 126 << 20}  # of logits that linear_chunk_loss holds
 _TRAINING_SHARE, _SCORING_SHARE, _CACHE_SHARE = 0.7, 0.4, 0.3  # of the device's memory
 
 
@@ -99,6 +100,16 @@ def logit_bytes(shape: Shape, element: int, training: bool) -> int:
     return shape.vocabulary * element * (3 if training else 2)
 
 
+def block_bytes(shape: Shape, device: torch.device, training: bool) -> int:
+    """Returns the bytes that linear_chunk_loss holds in place of logits, for any number of tokens.
+
+    They are a block of logits and, in training, the head's gradient in float32 before it is added.
+    """
+    gradient = _FLOAT32 * shape.vocabulary * shape.width
+    head_is_trained = shape.trained == shape.parameters
+    return _BLOCK_BYTES[_kind(device)] + (gradient if training and head_is_trained else 0)
+
+
 def device_bytes(device: torch.device) -> int:
     """Returns the memory of a device, in bytes."""
     if device.type == "cuda":
@@ -107,7 +118,11 @@ def device_bytes(device: torch.device) -> int:
 
 
 def training_tokens(
-    shape: Shape, device: torch.device, element: int, checkpointing: bool = False
+    shape: Shape,
+    device: torch.device,
+    element: int,
+    checkpointing: bool = False,
+    linear: bool = False,
 ) -> int:
     """Returns how many padded tokens of one training pass fit beside the weights and averages.
 
@@ -116,17 +131,27 @@ def training_tokens(
         device: that trains it.
         element: bytes of a number in the format of the products: 4 or 2.
         checkpointing: whether only the inputs of layers are held.
+        linear: whether linear_chunk_loss computes the loss.
     """
     frozen = _FLOAT32 if shape.trained == shape.parameters else element
     free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen)
-    token = activation_bytes(shape, element, checkpointing) + logit_bytes(shape, element, True)
+    token = activation_bytes(shape, element, checkpointing)
+    if linear:
+        free -= block_bytes(shape, device, True)
+    else:
+        token += logit_bytes(shape, element, True)
     return _limited(free / token, device)
 
 
-def scoring_tokens(shape: Shape, device: torch.device, element: int) -> int:
+def scoring_tokens(shape: Shape, device: torch.device, element: int, linear: bool = False) -> int:
     """Returns how many padded tokens of one scoring pass, which keeps no activations, fit."""
-    token = activation_bytes(shape, element) / shape.layers + logit_bytes(shape, element, False)
-    return _limited(_SCORING_SHARE * device_bytes(device) / token, device)
+    free = _SCORING_SHARE * device_bytes(device)
+    token = activation_bytes(shape, element) / shape.layers
+    if linear:
+        free -= block_bytes(shape, device, False)
+    else:
+        token += logit_bytes(shape, element, False)
+    return _limited(free / token, device)
 
 
 def cache_tokens(shape: Shape, device: torch.device, element: int) -> int:
@@ -137,5 +162,8 @@ def cache_tokens(shape: Shape, device: torch.device, element: int) -> int:
 
 
 def _limited(tokens: float, device: torch.device) -> int:
-    limit = _PASS_LIMIT["cuda" if device.type == "cuda" else "cpu"]
-    return max(1, min(int(tokens), limit))
+    return max(1, min(int(tokens), _PASS_LIMIT[_kind(device)]))
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "cpu"

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-import cwt_ext
 from cwt.data.example import Example
 from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
@@ -20,6 +19,7 @@ from cwt.files import write_json
 from cwt.interrupts import Asked, postponed
 from cwt.progress import Progress, quiet
 from cwt.students.load import student_files
+from cwt.students.loss import TokenLoss
 from cwt.students.student import Student, group_by_tokens
 from cwt.students.tokenized import TokenSequence
 from cwt.training.checkpoint import (
@@ -37,10 +37,12 @@ from cwt.training.step_log import StepLog
 from cwt.training.trackers import PROJECT, tracker_names
 from cwt.training.trackers import figures as figures_of
 from cwt.training.validation import Validation
+from cwt_ext.linear_chunk_loss import LinearChunkLoss
 
 T = TypeVar("T")
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
+_ALIGNMENT = ("chunk_mean_grad_norm", "chunk_hidden_smoothing")  # names of what is measured then
 
 
 @dataclass
@@ -122,6 +124,7 @@ def train(
     sampler = Sampler([student.tokenize(e) for e in marked], recipe, rechunker)
     asked = with_stage_marks(validation) if marks else validation
     held_out = Validation(student, [student.tokenize(e) for e in asked], recipe, out)
+    path = student.loss_path  # measured on the model before anything wraps it
     run = _Run(accelerator, student, sampler, recipe, held_out)
     if run.main:
         run.log = StepLog(out / "train_log.jsonl")
@@ -134,6 +137,7 @@ def train(
             student.save(out)
         record = {"recipe": asdict(recipe), **asdict(run.spent)}
         record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
+        record["head"] = path
         if held_out.measured.history:
             record["validation"] = held_out.measured.history
             record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
@@ -325,7 +329,7 @@ class _Run:
         self.spent.processed_tokens += sum(len(s.ids) for s in samples)
         of_chunk, _, norms = stats.tolist()
         self.sampler.observe(of_chunk, norms)
-        return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
+        return {"loss": loss, "stats": stats, **_alignment(result)}
 
     def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
         """Returns the samples of a step on this process as they go through the model."""
@@ -335,20 +339,18 @@ class _Run:
         size = self.recipe.micro_batch_size or len(samples)
         return [samples[i : i + size] for i in range(0, len(samples), size)]
 
-    def loss(
-        self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
-    ) -> cwt_ext.ChunkLoss:
+    def loss(self, samples: list[TokenSequence], count: int, mean_grad_norm: bool) -> TokenLoss:
         """Returns the summed loss of some samples over `count`, with statistics per chunk."""
         batch = self.student.collate(samples)
-        labels, chunk_ids = batch.targets
+        chunk_ids = None
         chunks, by_chunk = self.sampler.chunks, self.recipe.weigh == "chunk"
         if by_chunk:  # a chunk of one sample is not that of another
-            rows = torch.arange(len(samples), device=labels.device)[:, None]
+            rows = torch.arange(len(samples), device=batch.labels.device)[:, None]
             chunk_ids = (batch.chunk_ids + rows * chunks)[batch.bears_loss]
-        return cwt_ext.chunk_loss(
-            self.student.logits_at(batch, self.model),
-            labels,
+        return self.student.token_loss(
+            batch,
             chunk_ids,
+            self.model,
             reduction="chunk_mean" if by_chunk else "sum",
             normalizer=count,
             num_chunks=chunks * len(samples) if by_chunk else chunks,
@@ -359,7 +361,6 @@ class _Run:
     def row(self, figures: dict[str, Any]) -> dict[str, Any]:
         """One line of train_log.jsonl."""
         tokens, nll, norm = figures["stats"].tolist()
-        mean = figures["mean_norm"]
         return {
             "step": self.spent.optimizer_steps,
             "loss": figures["loss"],
@@ -368,7 +369,9 @@ class _Run:
             "chunk_tokens": [int(t) for t in tokens],
             "chunk_nll": [round(v, 4) for v in nll],
             "chunk_grad_norm": [round(v, 4) for v in norm],
-            **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
+            **{
+                name: [round(v, 5) for v in figures[name]] for name in _ALIGNMENT if name in figures
+            },
         }
 
 
@@ -381,14 +384,24 @@ def _checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(options)
 
 
-def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:
-    """Returns the norm of every chunk's mean gradient, (C,), where it was asked for."""
+def _alignment(result: TokenLoss) -> dict[str, list[float]]:
+    """Returns for every chunk, (C,), what was asked for of how its gradients agree.
+
+    Of the logits' gradients the norm of their mean; where no logits are held, of the hidden states'
+    gradients the norm of their sum over the sum of their norms.
+    """
+    if isinstance(result, LinearChunkLoss):
+        if result.hidden is None:
+            return {}
+        norms = result.hidden.grad_norm_sum
+        ratio = result.hidden.sum_grad_norm / torch.where(norms == 0, 1.0, norms)
+        return {"chunk_hidden_smoothing": ratio.tolist()}
     if result.stats is None or result.stats.mean_grad_norm is None:
-        return None
-    return result.stats.mean_grad_norm.tolist()
+        return {}
+    return {"chunk_mean_grad_norm": result.stats.mean_grad_norm.tolist()}
 
 
-def _table(result: cwt_ext.ChunkLoss, chunks: int) -> torch.Tensor:
+def _table(result: TokenLoss, chunks: int) -> torch.Tensor:
     """Returns (3, C): tokens, summed NLL and summed gradient norms of every chunk index."""
     stats = result.stats
     assert stats is not None
