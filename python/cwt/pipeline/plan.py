@@ -18,12 +18,14 @@ from cwt.pipeline.stages import continued_recipe, recipe_of
 from cwt.pipeline.workspace import Workspace
 from cwt.students.memory import (
     activation_bytes,
+    average_bytes,
     block_bytes,
     device_bytes,
     logit_bytes,
     scoring_tokens,
     state_bytes,
 )
+from cwt.students.supervision import supervision_lines
 from cwt.training.recipe import Recipe
 
 _PACKAGES = ("cwt-ext", "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
@@ -64,6 +66,7 @@ def make_plan(ws: Workspace, names: Sequence[str]) -> dict[str, Any]:
         "device": _device(ws),
         "data": read_json(ws.data_record),
         "lengths": record["lengths"],
+        "supervision": record.get("supervision"),  # runs of earlier versions have none
         "student": {"name": ws.config.student, **record["student"]},
         "max_new_tokens": ws.config.eval.max_new_tokens or written_tokens(record["lengths"]),
         "memory": memory_plan(ws, rows[0].recipe, record),
@@ -161,7 +164,7 @@ def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -
     device, linear = device_of(ws), is_linear(record)
     logits = logit_bytes(shape, element, True) * tokens
     return {
-        "states": state_bytes(shape, frozen),
+        "states": state_bytes(shape, frozen, average_bytes(recipe["optimizer"])),
         "activations": activation_bytes(shape, element, checkpointing) * tokens,
         "logits": block_bytes(shape, device, True) if linear else logits,
         "training_tokens": tokens,
@@ -195,4 +198,4 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
             f"{row['loss_tokens']:,} loss tokens ({row['passes']:g} passes), "
             f"{row['processed_tokens']:,} processed, learning rate {rate:g}"
         )
-    return lines
+    return lines + (supervision_lines(plan["supervision"]) if plan["supervision"] else [])

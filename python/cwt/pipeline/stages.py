@@ -40,6 +40,7 @@ from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import removal_rates, skipped_share
 from cwt.students.load import student_files
 from cwt.students.student import Student
+from cwt.students.supervision import supervision
 from cwt.training.chunking import Segmenter, average_chunks
 from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
@@ -84,6 +85,8 @@ def make_chunks(
             record[method]["cost"] = segmenter.total_cost(cuts)
     tokens = lengths["rationale_tokens"]
     found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
+    report = saved.get("supervision")
+    found["supervision"] = report or supervision(student, segmenter.tokenized, facts["positions"])
     found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
     write_json(ws.chunks_record, {"chunkings": record, **found})
     return record

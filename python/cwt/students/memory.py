@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 
+from cwt.students.quantize import all_weights, quantized_weights
+
 _FLOAT32 = 4  # bytes
+_EIGHT_BITS = 1 + 4 / 256  # bytes, with a float32 scale for every 256 numbers
+_NF4 = 0.5 + _EIGHT_BITS / 64  # bytes, scales included
 _PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
 _INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")  # names of the inner width
 _DECODER = ("num_decoder_layers", "decoder_layers")  # names of the number of decoder layers
@@ -28,6 +32,7 @@ class Shape:
             them for the encoder's tokens too, an encoder layer keeps none.
         vocabulary: number of tokens of the output.
         positions: tokens of a row, at most; 0: no limit known.
+        quantized: those of the weights that are held in 4 bits.
     """
 
     parameters: int
@@ -38,6 +43,7 @@ class Shape:
     cached: int
     vocabulary: int
     positions: int
+    quantized: int = 0
 
 
 def shape_of(model: Any) -> Shape:
@@ -51,7 +57,7 @@ def shape_of(model: Any) -> Shape:
     if model.config.is_encoder_decoder:
         layers += next(n for name in _DECODER if (n := getattr(config, name, None)))
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=all_weights(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=layers,
         width=config.hidden_size,
@@ -59,21 +65,32 @@ def shape_of(model: Any) -> Shape:
         cached=2 * key_heads * head_dim,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         positions=getattr(config, "max_position_embeddings", None) or 0,
+        quantized=quantized_weights(model),
     )
 
 
-def state_bytes(shape: Shape, frozen_bytes: float = _FLOAT32) -> int:
+def state_bytes(shape: Shape, frozen_bytes: float = _FLOAT32, average: float = _FLOAT32) -> int:
     """Returns the bytes of weights, gradients and AdamW's two averages.
 
-    Trained weights take 16 bytes each (four numbers in float32), frozen ones `frozen_bytes`.
+    Trained weights take 16 bytes each (four numbers in float32), frozen ones `frozen_bytes`, those
+    in 4 bits 0.516: half a byte, a scale of a byte for every 64, and a float32 for 256 scales.
 
     Args:
         shape: of the student.
-        frozen_bytes: of a weight that is not trained: 4 in float32, 2 in bfloat16, about 0.56 in 4
-            bits with a scale for every 64 (QLoRA).
+        frozen_bytes: of a weight neither trained nor in 4 bits: 4 in float32, 2 in bfloat16.
+        average: bytes of a number of the averages, from `average_bytes`.
     """
-    frozen = shape.parameters - shape.trained
-    return round(4 * _FLOAT32 * shape.trained + frozen_bytes * frozen)
+    frozen = shape.parameters - shape.trained - shape.quantized
+    trained = 2 * _FLOAT32 + 2 * average
+    return round(trained * shape.trained + frozen_bytes * frozen + _NF4 * shape.quantized)
+
+
+def average_bytes(optimizer: str) -> float:
+    """Returns the bytes of a number of the averages of adamw, or of adamw8bit.
+
+    The latter keeps small tensors (of fewer than 4,096 weights) in float32.
+    """
+    return _EIGHT_BITS if optimizer == "adamw8bit" else _FLOAT32
 
 
 def activation_bytes(shape: Shape, element: int, checkpointing: bool = False) -> int:
@@ -123,6 +140,7 @@ def training_tokens(
     element: int,
     checkpointing: bool = False,
     linear: bool = False,
+    average: float = _FLOAT32,
 ) -> int:
     """Returns how many padded tokens of one training pass fit beside the weights and averages.
 
@@ -132,9 +150,10 @@ def training_tokens(
         element: bytes of a number in the format of the products: 4 or 2.
         checkpointing: whether only the inputs of layers are held.
         linear: whether linear_chunk_loss computes the loss.
+        average: bytes of a number of the optimizer's averages.
     """
     frozen = _FLOAT32 if shape.trained == shape.parameters else element
-    free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen)
+    free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen, average)
     token = activation_bytes(shape, element, checkpointing)
     if linear:
         free -= block_bytes(shape, device, True)

@@ -30,6 +30,7 @@ from cwt.training.checkpoint import (
     saving,
 )
 from cwt.training.divergence import BeforeStep, NotFinite, check_finite
+from cwt.training.optimizer import make_optimizer
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
@@ -162,13 +163,8 @@ class _Run:
         recipe: Recipe,
         held_out: Validation,
     ) -> None:
-        optimizer = torch.optim.AdamW(
-            [p for p in student.model.parameters() if p.requires_grad],
-            recipe.learning_rate,
-            (0.9, 0.98),
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        trained = [p for p in student.model.parameters() if p.requires_grad]
+        optimizer = make_optimizer(trained, recipe)
         self.accelerator, self.student, self.recipe = accelerator, student, recipe
         if recipe.gradient_checkpointing:
             _checkpoint_activations(student.model)

@@ -11,6 +11,7 @@ Target = Literal["answer", "rationale", "chunk"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
 Weigh = Literal["token", "chunk"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps", "epochs"]
+Optimizer = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -67,6 +68,7 @@ class TrainingOptions:
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak.
         weight_decay: AdamW's weight decay.
+        optimizer: adamw, or adamw8bit: its averages in 8 bits (of bitsandbytes).
         max_length: tokens of a training row, at most; 0: no limit but the student's positions. A
             longer row loses the beginning of the rationale that is context, never its question.
         validations: how often the loss on validation is measured over a budget; 0: never.
@@ -84,6 +86,7 @@ class TrainingOptions:
     gradient_checkpointing: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
+    optimizer: Optimizer = "adamw"
     max_length: int = 0
     validations: int = 0
     patience: int = 2
