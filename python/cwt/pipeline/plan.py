@@ -1,6 +1,6 @@
 """What a run is about to do, and what it will take: printed before the work, kept in run.json."""
 
-import itertools
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -147,8 +147,31 @@ def _processed(ws: Workspace, method: Method, lengths: dict[str, int]) -> int:
     examples = ws.training_examples(method.chunking)
     prompt = lengths["prompt_tokens"] / len(examples)
     unit = lengths["rationale_tokens"] / sum(len(e.units) for e in examples)
-    ends = itertools.chain.from_iterable((e.boundaries or (0, len(e.units)))[1:] for e in examples)
-    return round(sum(prompt + unit * end for end in ends))
+    c = ws.config.train
+    meets = c.share_prefixes and not method.dropout  # with dropout the prefixes differ
+    meets &= (method.schedule or c.schedule) == "shuffled"
+    ends = [(e.boundaries or (0, len(e.units)))[1:] for e in examples]
+    found = [rows_read(of_example, c.chunks_together if meets else 1) for of_example in ends]
+    return round(sum(rows * prompt + unit * read for rows, read in found))
+
+
+def rows_read(ends: Sequence[int], together: int) -> tuple[int, float]:
+    """Returns in how many rows the chunks of an example are read, and the units read, on average.
+
+    Of chunks that are read together, in one row, the last one decides how many units it has.
+
+    Args:
+        ends: the unit at which each chunk ends.
+        together: how many chunks, drawn at random, share a row, at most.
+    """
+    n = len(ends)
+    rows = -(-n // together)
+    read = 0.0
+    for g in range(rows):
+        size = len(range(g, n, rows))
+        ways = math.comb(n, size)
+        read += sum(end * math.comb(j, size - 1) / ways for j, end in enumerate(ends))
+    return rows, read
 
 
 def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -> dict[str, int]:

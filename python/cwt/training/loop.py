@@ -34,6 +34,7 @@ from cwt.training.optimizer import make_optimizer
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
+from cwt.training.sharing import share_prefixes
 from cwt.training.step_log import StepLog
 from cwt.training.trackers import PROJECT, tracker_names
 from cwt.training.trackers import figures as figures_of
@@ -300,7 +301,8 @@ class _Run:
         by_chunk = self.recipe.weigh == "chunk"
         count = sum(len({*s.chunks} - {-1}) for s in samples) if by_chunk else tokens
         processes = self.accelerator.num_processes
-        parts = self.micro_batches(samples[self.accelerator.process_index :: processes])
+        rows = self.rows_of(samples, processes)
+        parts = self.micro_batches(rows[self.accelerator.process_index :: processes])
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
         measures = len(parts) == processes == 1 and not by_chunk
         measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
@@ -322,10 +324,17 @@ class _Run:
         self.scaler.update()
         self.spent.optimizer_steps += 1
         self.spent.loss_tokens += tokens
-        self.spent.processed_tokens += sum(len(s.ids) for s in samples)
+        self.spent.processed_tokens += sum(len(row.ids) for row in rows)
         of_chunk, _, norms = stats.tolist()
         self.sampler.observe(of_chunk, norms)
         return {"loss": loss, "stats": stats, **_alignment(result)}
+
+    def rows_of(self, samples: list[TokenSequence], processes: int) -> list[TokenSequence]:
+        """Returns the rows that the model reads for the samples of a step."""
+        if not self.recipe.share_prefixes:
+            return samples
+        rows = share_prefixes(samples)
+        return samples if len(rows) < processes else rows  # no process may be without one
 
     def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
         """Returns the samples of a step on this process as they go through the model."""

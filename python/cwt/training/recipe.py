@@ -63,6 +63,10 @@ class TrainingOptions:
         micro_batch_tokens: padded tokens of one forward pass, at most, in place of
             micro_batch_size; samples of similar length go together. 0: no such limit.
         group_lengths: draw samples of similar length into one step, to pad less.
+        chunks_together: how many chunks of one example the schedule shuffled draws one after
+            another, so that they mostly meet in a step; 1: every chunk by itself.
+        share_prefixes: read chunks of one example that meet in a step in one row: fewer tokens, the
+            same gradient to rounding.
         gradient_checkpointing: compute activations twice and hold fewer of them: a third more time
             for a fraction of the memory.
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
@@ -83,6 +87,8 @@ class TrainingOptions:
     micro_batch_size: int = 0
     micro_batch_tokens: int = 0
     group_lengths: bool = False
+    chunks_together: int = 1
+    share_prefixes: bool = False
     gradient_checkpointing: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
@@ -101,8 +107,9 @@ class TrainingOptions:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.learning_rate >= 0:
             raise UserError(f"learning_rate must not be negative, got {self.learning_rate}.")
-        if self.patience < 1:
-            raise UserError(f"patience must be at least 1, got {self.patience}.")
+        for name in ("patience", "chunks_together"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
