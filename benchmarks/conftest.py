@@ -20,7 +20,8 @@ import torch
 from cases import FEATURES
 from harness import Figure, Unavailable, compare, feature_table, paired_rounds
 
-collect_ignore = ["bench_chunk_loss_gpu.py", "bench_segment_quality.py"]  # no tests: run by hand
+# No tests: run by hand.
+collect_ignore = ["bench_chunk_cost.py", "bench_chunk_loss_gpu.py", "bench_segment_quality.py"]
 # (seconds for the rounds of a case, fewest rounds, most rounds)
 FULL, QUICK = (0.6, 3, 20), (0.2, 3, 10)
 SKIPPED = pytest.StashKey[dict[str, str]]()

@@ -1,5 +1,6 @@
 """The memory of a student by its shape, against what small students really hold."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from cwt.students.load import load_student
 from cwt.students.memory import (
     Shape,
     activation_bytes,
+    average_bytes,
+    block_bytes,
     cache_tokens,
     logit_bytes,
     scoring_tokens,
@@ -22,6 +25,7 @@ from cwt.students.tokenized import whole_sequence
 from test_families import family
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
 
 
 def held_states(model):
@@ -105,6 +109,12 @@ def with_adapters(shape, r=16):
     return replace(shape, parameters=shape.parameters + adapters, trained=adapters)
 
 
+def packed(shape, tied):
+    """The shape with all but its embeddings and head in 4 bits."""
+    ends = shape.vocabulary * shape.width * (1 if tied else 2)
+    return replace(shape, quantized=shape.parameters - shape.trained - ends)
+
+
 def test_the_documented_memory_is_that_of_the_formulas():
     text = (Path(__file__).parents[1] / "docs/students.md").read_text(encoding="utf-8")
     table = text.split("<!-- memory table -->")[1].split("<!-- end")[0]
@@ -115,17 +125,30 @@ def test_the_documented_memory_is_that_of_the_formulas():
     for name, shape in SHAPES.items():
         lora = with_adapters(shape)
         held = [
-            state_bytes(shape), state_bytes(lora, 2), state_bytes(lora, 0.5625),
+            state_bytes(shape), state_bytes(shape, average=average_bytes("adamw8bit")),
+            state_bytes(lora, 2), state_bytes(packed(lora, name != "7.6 B"), 2),
             4096 * activation_bytes(shape, 2), 4096 * activation_bytes(shape, 2, True),
-            4096 * logit_bytes(shape, 2, True),
+            4096 * logit_bytes(shape, 2, True), block_bytes(shape, GPU, True),
         ]  # fmt: skip
         assert found[name] == [round(b / 1e9, 1) for b in held], name
+
+
+def test_the_blocks_are_those_of_linear_chunk_loss():
+    from cwt_ext import linear_chunk_loss as module
+
+    for device in (CPU, GPU):
+        own = importlib.import_module(module.__module__)
+        held = own._BLOCK_BYTES.get(device.type, own._ACCELERATOR_BLOCK_BYTES)
+        assert block_bytes(SEVEN, device, False) == held
+        gradient = 4 * SEVEN.vocabulary * SEVEN.width
+        assert block_bytes(SEVEN, device, True) == held + gradient
+        assert block_bytes(with_adapters(SEVEN), device, True) == held
 
 
 def test_passes_get_smaller_with_the_student_and_never_empty(monkeypatch):
     small = shape_of(tiny().model)
     monkeypatch.setattr(memory, "device_bytes", lambda device: 80 * 10**9)
-    gpu = torch.device("cuda", 0)
+    gpu = GPU
     assert training_tokens(small, gpu, 2) == scoring_tokens(small, gpu, 2) == 16_384
     assert training_tokens(small, CPU, 4) == 2048
     lora = with_adapters(SEVEN)
@@ -135,6 +158,10 @@ def test_passes_get_smaller_with_the_student_and_never_empty(monkeypatch):
     needed = state_bytes(lora, 2) + tokens * token
     assert 0.6 * 80e9 < needed <= 0.7 * 80e9
     assert training_tokens(lora, gpu, 2, checkpointing=True) > 4 * tokens
+    without = training_tokens(lora, gpu, 2, linear=True)
+    assert without > tokens
+    needed = state_bytes(lora, 2) + block_bytes(lora, gpu, True)
+    assert needed + without * activation_bytes(lora, 2) == pytest.approx(0.7 * 80e9, rel=0.01)
     assert training_tokens(SEVEN, gpu, 2) == 1  # does not fit at all: the plan says so
     held = cache_tokens(SEVEN, gpu, 2) * SEVEN.layers * SEVEN.cached * 2
     assert held == pytest.approx(0.15 * 80e9, rel=0.01)

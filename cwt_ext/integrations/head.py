@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cwt_ext.linear_chunk_loss import LinearChunkLoss, linear_chunk_loss
+
 Forward = Callable[..., Any]
 _LARGE, _SMALL = 2.0**20, 2.0**-8
 _TOLERANCE = 1e-5  # of float32 arithmetic on probe rows
@@ -148,6 +150,52 @@ def measure(head: nn.Linear, run: Callable[[], Tensor]) -> LogitsMap:
             f"{bound:.3g} wanted)"
         )
     return logits_map
+
+
+def measured_map(head: nn.Linear, run: Callable[[], Tensor]) -> LogitsMap | str:
+    """Returns what `measure` does, or the reason why not; without gradient, no random number drawn.
+
+    Args:
+        head: as in `measure`.
+        run: as in `measure`.
+    """
+    devices = [head.weight.device] if head.weight.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            return measure(head, run)
+    except NotFused as reason:
+        return str(reason)
+
+
+def fused_loss(
+    head: nn.Linear,
+    logits_map: LogitsMap,
+    hidden: Tensor,
+    labels: Tensor,
+    chunk_ids: Tensor,
+    **options: Any,
+) -> LinearChunkLoss:
+    """Returns linear_chunk_loss of what the model makes of its head's product.
+
+    Args:
+        head: one that `why_not_plain` has nothing against.
+        logits_map: f, as measured.
+        hidden: (N, D) or (B, T, D), what the head is given.
+        labels: (N,) or (B, T), int64.
+        chunk_ids: shape of the labels.
+        options: of linear_chunk_loss, but bias and softcap.
+    """
+    bias: Tensor | None = head.bias
+    if logits_map.scale != 1 and bias is not None:
+        bias = bias * logits_map.scale
+    if logits_map.offset is not None:
+        offset = logits_map.offset.to(head.weight)
+        bias = offset if bias is None else bias + offset
+    if logits_map.scale != 1:
+        hidden = hidden * logits_map.scale
+    return linear_chunk_loss(
+        hidden, head.weight, labels, chunk_ids, bias, softcap=logits_map.softcap, **options
+    )
 
 
 def _probes(vocab: int, like: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from torch import Tensor
 from cwt_ext.chunk_loss import ChunkStats, RowStats, chunk_loss
 from cwt_ext.integrations.head import (
     LogitsMap,
-    NotFused,
+    fused_loss,
     inner_model,
-    measure,
+    measured_map,
     replaced_forward,
     why_not_plain,
 )
 from cwt_ext.integrations.targets import IGNORE_INDEX, Targets, take_targets, token_weights
-from cwt_ext.linear_chunk_loss import linear_chunk_loss
 
 _LOG = logging.getLogger("cwt_ext.integrations")
 _PROBED_TOKENS = 4
@@ -266,24 +265,9 @@ class ModelChunkLoss:
         found: list[Any] = []
 
         def forward(hidden: Tensor) -> Tensor:
-            bias = head.bias
-            if fused.scale != 1 or fused.offset is not None:
-                bias = None if bias is None else bias * fused.scale
-                if fused.offset is not None:
-                    offset = fused.offset.to(head.weight)
-                    bias = offset if bias is None else bias + offset
-            found.append(
-                linear_chunk_loss(
-                    hidden if fused.scale == 1 else hidden * fused.scale,
-                    head.weight,
-                    targets.labels,
-                    targets.chunk_ids,
-                    bias,
-                    token_weight=targets.token_weight,
-                    softcap=fused.softcap,
-                    **call,
-                )
-            )
+            labels, chunk_ids, weight = targets
+            options = {**call, "token_weight": weight}
+            found.append(fused_loss(head, fused, hidden, labels, chunk_ids, **options))
             return hidden.new_zeros(1, 1, head.weight.shape[0])  # for what follows the head
 
         with replaced_forward(head, forward):
@@ -357,11 +341,4 @@ class ModelChunkLoss:
             logits: Tensor = original(*args, **few, use_cache=False).logits
             return logits
 
-        try:
-            with (
-                torch.no_grad(),
-                torch.random.fork_rng([head.weight.device] if head.weight.is_cuda else []),
-            ):
-                return measure(head, run)
-        except NotFused as reason:
-            return str(reason)
+        return measured_map(head, run)

@@ -15,7 +15,7 @@ from cwt.data.units import UnitKind
 from cwt.errors import UserError
 from cwt.files import write_text
 from cwt.skipping.criterion import SkipCriterion
-from cwt.training.recipe import ChunkOptions, Precision, TrainingOptions
+from cwt.training.recipe import ChunkOptions, Optimizer, Precision, TrainingOptions
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -79,6 +79,7 @@ class TrainConfig(TrainingOptions):
         epochs: passes over all training rationales, used instead of --budget; 0: use --budget.
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak. 0: 2e-5, or 1e-4 for --lora.
+        optimizer: adamw, or adamw8bit: AdamW with its averages in 8 bits (of bitsandbytes).
         parent: row of the table that skip-thinking training (STT) and its controls go on from.
         batch_size: samples a step for answer-only, FTT (full-thinking training, whole rationales),
             STT and its controls.
@@ -90,6 +91,7 @@ class TrainConfig(TrainingOptions):
 
     budget: Annotated[int, short("budget")] = 400_000
     epochs: Annotated[float, short("epochs")] = 0.0
+    optimizer: Annotated[Optimizer, short("optimizer")] = "adamw"
     parent: str = "FTT-small-batch"
     batch_size: int = 4
     small_batch_size: int = 2
@@ -178,6 +180,7 @@ class RunConfig:
             ends a turn.
         system: the system's turn of a chat.
         lora: train adapters in place of all weights, such as r=16,alpha=32,targets=auto (of peft).
+        quantize: 4bit holds the frozen weights under adapters in 4 bits (QLoRA, by bitsandbytes).
         dtype: format of matrix products; weights and averages stay float32. auto: bfloat16 where
             the device has units for it, else float32.
         tf32: let float32 products on CUDA use TF32.
@@ -204,6 +207,7 @@ class RunConfig:
     chat_template: bool = False
     system: str = ""
     lora: str = ""
+    quantize: Annotated[Literal["none", "4bit"], short("quantize")] = "none"
     dtype: Precision = "float32"
     tf32: bool = False
     batches: Literal["rows", "tokens"] = "rows"

@@ -18,14 +18,17 @@ from cwt.processes import start
 from cwt.students.adapters import ADAPTER
 from cwt.students.chat import PromptStyle
 from cwt.students.load import check_files, load_student, load_tokenizer, positions_of
+from cwt.students.loss import LINEAR
 from cwt.students.memory import (
     Shape,
+    average_bytes,
     cache_tokens,
     scoring_tokens,
     shape_of,
     training_tokens,
 )
 from cwt.students.precision import allow_tf32, compute_dtype
+from cwt.students.quantize import FourBit, is_quantized
 from cwt.students.student import Student
 from cwt.students.tokenized import TokenizedExample
 
@@ -58,17 +61,22 @@ def open_student(ws: Workspace, name: str = "") -> Student:
         saved = read_json(record)
         wanted = saved.get("files" if name else "student_files", {})
         check_files(source, wanted, "it was trained" if name else f"{ws.out} made its chunks")
-    student = load_student(source, prompt_style(c), c.lora)
-    student.dtype = compute_dtype(c.dtype, device)
+    dtype = compute_dtype(c.dtype, device)
+    four_bit = FourBit(dtype, device) if c.quantize == "4bit" else None
+    student = load_student(source, prompt_style(c), c.lora, four_bit)
+    student.dtype = dtype
     allow_tf32(c.tf32)
     if student.dtype != torch.float32:
         for weight in student.model.parameters():
-            if not weight.requires_grad:  # frozen under adapters: never updated, so 16 bits do
+            # Frozen under adapters: never updated, so 16 bits do. What is packed stays.
+            if not weight.requires_grad and weight.is_floating_point():
                 weight.data = weight.data.to(student.dtype)
+    student.to(device)
     if c.batches == "tokens":
         shape = shape_of(student.model)
-        student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize)
-    return student.to(device)
+        linear = student.loss_path == LINEAR
+        student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize, linear)
+    return student
 
 
 def open_to_write(ws: Workspace, name: str) -> Student:
@@ -77,13 +85,18 @@ def open_to_write(ws: Workspace, name: str) -> Student:
     Products are the same as with weights in float32, and keys and values take half the memory.
     """
     student = open_student(ws, name)
-    student.model.to(student.dtype)
+    if not is_quantized(student.model):
+        student.model.to(student.dtype)
     return student
 
 
 def describe(student: Student) -> dict[str, Any]:
-    """Returns what a plan needs to know of a student: its shape, and the format of its products."""
-    return {**asdict(shape_of(student.model)), "dtype": str(student.dtype).removeprefix("torch.")}
+    """Returns what a plan needs to know of a student.
+
+    Its shape, the format of its products (dtype), and how its loss is computed (head).
+    """
+    dtype = str(student.dtype).removeprefix("torch.")
+    return {**asdict(shape_of(student.model)), "dtype": dtype, "head": student.loss_path}
 
 
 def token_lengths(examples: Sequence[TokenizedExample]) -> dict[str, int]:
@@ -163,8 +176,9 @@ def fitted_options(ws: Workspace) -> dict[str, Any]:
     if ws.config.batches == "tokens" and not c.micro_batch_tokens and not c.micro_batch_size:
         shape, element = saved_shape(record)
         options["micro_batch_tokens"] = training_tokens(
-            shape, device_of(ws), element, c.gradient_checkpointing
-        )
+            shape, device_of(ws), element, c.gradient_checkpointing, is_linear(record),
+            average_bytes(c.optimizer),
+        )  # fmt: skip
     return options
 
 
@@ -175,9 +189,14 @@ def is_adapter(ws: Workspace) -> bool:
 
 def saved_shape(record: dict[str, Any]) -> tuple[Shape, int]:
     """Returns the shape of the student that chunks.json describes, and bytes of its products."""
-    facts = dict(record["student"])
+    facts = {name: value for name, value in record["student"].items() if name != "head"}
     element: int = getattr(torch, facts.pop("dtype")).itemsize
     return Shape(**facts), element
+
+
+def is_linear(record: dict[str, Any]) -> bool:
+    """Returns whether linear_chunk_loss computes the loss of the student of chunks.json."""
+    return bool(record["student"].get("head") == LINEAR)  # runs of earlier versions do not say
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a run is about to do, and what it will take: printed before the work, kept in run.json."""
 
-import itertools
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -12,17 +12,20 @@ from typing import Any
 import torch
 
 from cwt.files import read_json, write_json
-from cwt.pipeline.fit import device_of, saved_shape, written_tokens
+from cwt.pipeline.fit import device_of, is_linear, saved_shape, written_tokens
 from cwt.pipeline.methods import METHODS, Method, parent_of
 from cwt.pipeline.stages import continued_recipe, recipe_of
 from cwt.pipeline.workspace import Workspace
 from cwt.students.memory import (
     activation_bytes,
+    average_bytes,
+    block_bytes,
     device_bytes,
     logit_bytes,
     scoring_tokens,
     state_bytes,
 )
+from cwt.students.supervision import supervision_lines
 from cwt.training.recipe import Recipe
 
 _PACKAGES = ("cwt-ext", "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
@@ -63,6 +66,7 @@ def make_plan(ws: Workspace, names: Sequence[str]) -> dict[str, Any]:
         "device": _device(ws),
         "data": read_json(ws.data_record),
         "lengths": record["lengths"],
+        "supervision": record.get("supervision"),  # runs of earlier versions have none
         "student": {"name": ws.config.student, **record["student"]},
         "max_new_tokens": ws.config.eval.max_new_tokens or written_tokens(record["lengths"]),
         "memory": memory_plan(ws, rows[0].recipe, record),
@@ -143,8 +147,31 @@ def _processed(ws: Workspace, method: Method, lengths: dict[str, int]) -> int:
     examples = ws.training_examples(method.chunking)
     prompt = lengths["prompt_tokens"] / len(examples)
     unit = lengths["rationale_tokens"] / sum(len(e.units) for e in examples)
-    ends = itertools.chain.from_iterable((e.boundaries or (0, len(e.units)))[1:] for e in examples)
-    return round(sum(prompt + unit * end for end in ends))
+    c = ws.config.train
+    meets = c.share_prefixes and not method.dropout  # with dropout the prefixes differ
+    meets &= (method.schedule or c.schedule) == "shuffled"
+    ends = [(e.boundaries or (0, len(e.units)))[1:] for e in examples]
+    found = [rows_read(of_example, c.chunks_together if meets else 1) for of_example in ends]
+    return round(sum(rows * prompt + unit * read for rows, read in found))
+
+
+def rows_read(ends: Sequence[int], together: int) -> tuple[int, float]:
+    """Returns in how many rows the chunks of an example are read, and the units read, on average.
+
+    Of chunks that are read together, in one row, the last one decides how many units it has.
+
+    Args:
+        ends: the unit at which each chunk ends.
+        together: how many chunks, drawn at random, share a row, at most.
+    """
+    n = len(ends)
+    rows = -(-n // together)
+    read = 0.0
+    for g in range(rows):
+        size = len(range(g, n, rows))
+        ways = math.comb(n, size)
+        read += sum(end * math.comb(j, size - 1) / ways for j, end in enumerate(ends))
+    return rows, read
 
 
 def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -> dict[str, int]:
@@ -157,12 +184,14 @@ def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -
     )
     tokens = max(tokens, longest)
     frozen = 4 if shape.trained == shape.parameters else element
+    device, linear = device_of(ws), is_linear(record)
+    logits = logit_bytes(shape, element, True) * tokens
     return {
-        "states": state_bytes(shape, frozen),
+        "states": state_bytes(shape, frozen, average_bytes(recipe["optimizer"])),
         "activations": activation_bytes(shape, element, checkpointing) * tokens,
-        "logits": logit_bytes(shape, element, True) * tokens,
+        "logits": block_bytes(shape, device, True) if linear else logits,
         "training_tokens": tokens,
-        "scoring_tokens": scoring_tokens(shape, device_of(ws), element),
+        "scoring_tokens": scoring_tokens(shape, device, element, linear),
     }
 
 
@@ -179,7 +208,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"{lengths['median_rationale']}, longest {lengths['longest_rationale']}), longest row "
         f"{lengths['longest_row']}; an answer may have {plan['max_new_tokens']}",
         f"student   {student['name']}: {student['parameters']:,} weights, {student['trained']:,} "
-        f"trained; products in {student['dtype']} on {plan['device']['name']}",
+        f"trained; products in {student['dtype']} on {plan['device']['name']}; loss by "
+        f"{student.get('head', 'logits')}",
         f"memory    about {needed / gib:.1f} of {plan['device']['bytes'] / gib:.1f} GiB: states "
         f"{memory['states'] / gib:.1f}, a pass of at most {memory['training_tokens']:,} tokens "
         f"{(needed - memory['states']) / gib:.1f}",
@@ -191,4 +221,4 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
             f"{row['loss_tokens']:,} loss tokens ({row['passes']:g} passes), "
             f"{row['processed_tokens']:,} processed, learning rate {rate:g}"
         )
-    return lines
+    return lines + (supervision_lines(plan["supervision"]) if plan["supervision"] else [])

@@ -44,6 +44,7 @@ from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import removal_rates, skipped_share
 from cwt.students.load import student_files
 from cwt.students.student import Student
+from cwt.students.supervision import supervision
 from cwt.training.chunking import Segmenter, average_chunks, chunk_shares
 from cwt.training.loop import train
 from cwt.training.recipe import ChunkMethod, Recipe, TrainingOptions
@@ -92,6 +93,8 @@ def make_chunks(
         by_main(partial(write_lines, ws.chunks(method), rows))
     tokens = lengths["rationale_tokens"]
     found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
+    report = saved.get("supervision")
+    found["supervision"] = report or supervision(student, tokenized, facts["positions"])
     found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
     by_main(partial(write_json, ws.chunks_record, {"chunkings": record, **found}))
     return record

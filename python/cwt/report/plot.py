@@ -246,7 +246,12 @@ def training_curves(log: Sequence[dict[str, Any]]) -> list[Curves]:
 
 
 def _smoothing(row: dict[str, Any], m: int) -> float | None:
-    """Returns the over-smoothing ratio of a chunk where the step measured it."""
+    """Returns the over-smoothing ratio of a chunk where the step measured it.
+
+    It is of the logits' gradients or, where a step holds no logits, of the hidden states'.
+    """
+    if ratios := row.get("chunk_hidden_smoothing"):
+        return float(ratios[m]) if row["chunk_tokens"][m] else None
     means = row.get("chunk_mean_grad_norm")
     if not means or not row["chunk_grad_norm"][m]:
         return None

@@ -5,10 +5,9 @@ import math
 import re
 from collections.abc import Sequence
 
-import cwt_ext
 from cwt.data.example import Example
 from cwt.skipping.criterion import Granularity
-from cwt.students.student import Student, iterate_logits
+from cwt.students.student import Student, iterate_passes
 from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 Place = tuple[int, int]  # (unit, place in the unit, as in students.tokenized.Written)
@@ -22,8 +21,8 @@ def score_tokens(
     """Returns for each example and token that stays: is it the arg-max, and its probability."""
     results: list[TokenScores] = [{} for _ in examples]
     rows = [whole_sequence(x) for x in examples]
-    for part, batch, logits in iterate_logits(student, rows, batch_size):
-        found = cwt_ext.chunk_loss(logits, *batch.targets).rows
+    for part, _, loss in iterate_passes(student, rows, batch_size, student.token_loss):
+        found = loss.rows
         assert found is not None
         tokens = zip((found.correct > 0).tolist(), (-found.nll).exp().tolist(), strict=True)
         for i in part:  # of one row after another
@@ -41,8 +40,8 @@ def unit_entropies(
     """
     results: list[list[float]] = [[] for _ in examples]
     rows = [whole_sequence(x) for x in examples]
-    for part, batch, logits in iterate_logits(student, rows, batch_size):
-        found = cwt_ext.chunk_loss(logits, *batch.targets).rows
+    for part, _, loss in iterate_passes(student, rows, batch_size, student.token_loss):
+        found = loss.rows
         assert found is not None
         entropies = iter(found.entropy.tolist())
         for i in part:  # of one row after another

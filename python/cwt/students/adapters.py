@@ -89,6 +89,12 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
     return wrapped
 
 
+def frozen_for_adapters(model: Any) -> Any:
+    """Returns a model with weights in 4 bits, frozen, as peft prepares it for adapters."""
+    with _known_warnings():
+        return _peft().prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
 def base_of(folder: Path) -> str:
     """Returns the name of the student that the adapter in a folder belongs to."""
     return str(read_json(folder / ADAPTER)["base_model_name_or_path"])

@@ -21,6 +21,7 @@ from cwt.students.adapters import (
     ADAPTER,
     add_adapters,
     base_of,
+    frozen_for_adapters,
     load_adapters,
     merge_adapters,
     parse_lora,
@@ -28,6 +29,7 @@ from cwt.students.adapters import (
 from cwt.students.causal import CausalStudent
 from cwt.students.chat import PromptStyle, saved_style
 from cwt.students.pretrained import PretrainedStudent
+from cwt.students.quantize import FourBit, keep_layout
 from cwt.students.seq2seq import Seq2SeqStudent
 from cwt.students.tokenized import PromptTokenizer
 
@@ -130,9 +132,12 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def load_student(
-    name: str, prompt: PromptStyle | str | None = None, lora: str = ""
+    name: str,
+    prompt: PromptStyle | str | None = None,
+    lora: str = "",
+    four_bit: FourBit | None = None,
 ) -> PretrainedStudent:
-    """Returns a student with weights in float32, on the CPU.
+    """Returns a student with weights in float32, on the CPU unless four_bit says otherwise.
 
     Its configuration says whether it is a causal language model or an encoder-decoder.
 
@@ -143,10 +148,12 @@ def load_student(
             line with the question.
         lora: adapters to put in, such as r=16,alpha=32,targets=auto; empty: none. A student that
             has adapters keeps those.
+        four_bit: how the weights under the adapters are held in 4 bits; None: they are not.
 
     Raises:
         UserError: it cannot be loaded, its tokenizer has more tokens than its embedding rows or no
-            end-of-sequence token, the prompt has no {question}, or adapters cannot be put in.
+            end-of-sequence token, the prompt has no {question}, adapters cannot be put in, or 4
+            bits are asked for without adapters or without bitsandbytes.
 
     Example:
         >>> student = load_student("tiny")
@@ -156,8 +163,18 @@ def load_student(
     source, extra = check_student(name)
     prompts = load_tokenizer(name, prompt)
     kind = AutoModelForSeq2SeqLM if prompts.encoder else AutoModelForCausalLM
+    adapted = (Path(name) / ADAPTER).exists()
+    if four_bit and (extra or not (adapted or lora)):
+        needed = "a student that is no GGUF file" if extra else "--lora, or a student with adapters"
+        raise UserError(f"--quantize 4bit needs {needed}: weights in 4 bits are not trained.")
+    packed = four_bit.loading_options() if four_bit else {}
     with _loading(name):
-        model: Any = kind.from_pretrained(source, dtype=torch.float32, **_NO_CODE, **extra)
+        model: Any = kind.from_pretrained(
+            source, dtype=torch.float32, **_NO_CODE, **extra, **packed
+        )
+    if four_bit:
+        keep_layout(model)
+        model = frozen_for_adapters(model)
     if extra:
         model = _without_origin(model)
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -166,7 +183,7 @@ def load_student(
             f"student {name!r}: its tokenizer has {len(prompts.tokenizer)} tokens, its embedding "
             f"{vocabulary} rows; they do not belong together."
         )
-    if (Path(name) / ADAPTER).exists():
+    if adapted:
         with _loading(name):
             model = load_adapters(model, Path(name))
     elif lora:

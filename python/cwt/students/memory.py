@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 
+from cwt.students.quantize import all_weights, quantized_weights
+
 _FLOAT32 = 4  # bytes
+_EIGHT_BITS = 1 + 4 / 256  # bytes, with a float32 scale for every 256 numbers
+_NF4 = 0.5 + _EIGHT_BITS / 64  # bytes, scales included
 _PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
 _INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")  # names of the inner width
 _DECODER = ("num_decoder_layers", "decoder_layers")  # names of the number of decoder layers
+_BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 126 << 20}  # of logits that linear_chunk_loss holds
 _TRAINING_SHARE, _SCORING_SHARE, _CACHE_SHARE = 0.7, 0.4, 0.3  # of the device's memory
 
 
@@ -27,6 +32,7 @@ class Shape:
             them for the encoder's tokens too, an encoder layer keeps none.
         vocabulary: number of tokens of the output.
         positions: tokens of a row, at most; 0: no limit known.
+        quantized: those of the weights that are held in 4 bits.
     """
 
     parameters: int
@@ -37,6 +43,7 @@ class Shape:
     cached: int
     vocabulary: int
     positions: int
+    quantized: int = 0
 
 
 def shape_of(model: Any) -> Shape:
@@ -50,7 +57,7 @@ def shape_of(model: Any) -> Shape:
     if model.config.is_encoder_decoder:
         layers += next(n for name in _DECODER if (n := getattr(config, name, None)))
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=all_weights(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=layers,
         width=config.hidden_size,
@@ -58,21 +65,32 @@ def shape_of(model: Any) -> Shape:
         cached=2 * key_heads * head_dim,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         positions=getattr(config, "max_position_embeddings", None) or 0,
+        quantized=quantized_weights(model),
     )
 
 
-def state_bytes(shape: Shape, frozen_bytes: float = _FLOAT32) -> int:
+def state_bytes(shape: Shape, frozen_bytes: float = _FLOAT32, average: float = _FLOAT32) -> int:
     """Returns the bytes of weights, gradients and AdamW's two averages.
 
-    Trained weights take 16 bytes each (four numbers in float32), frozen ones `frozen_bytes`.
+    Trained weights take 16 bytes each (four numbers in float32), frozen ones `frozen_bytes`, those
+    in 4 bits 0.516: half a byte, a scale of a byte for every 64, and a float32 for 256 scales.
 
     Args:
         shape: of the student.
-        frozen_bytes: of a weight that is not trained: 4 in float32, 2 in bfloat16, about 0.56 in 4
-            bits with a scale for every 64 (QLoRA).
+        frozen_bytes: of a weight neither trained nor in 4 bits: 4 in float32, 2 in bfloat16.
+        average: bytes of a number of the averages, from `average_bytes`.
     """
-    frozen = shape.parameters - shape.trained
-    return round(4 * _FLOAT32 * shape.trained + frozen_bytes * frozen)
+    frozen = shape.parameters - shape.trained - shape.quantized
+    trained = 2 * _FLOAT32 + 2 * average
+    return round(trained * shape.trained + frozen_bytes * frozen + _NF4 * shape.quantized)
+
+
+def average_bytes(optimizer: str) -> float:
+    """Returns the bytes of a number of the averages of adamw, or of adamw8bit.
+
+    The latter keeps small tensors (of fewer than 4,096 weights) in float32.
+    """
+    return _EIGHT_BITS if optimizer == "adamw8bit" else _FLOAT32
 
 
 def activation_bytes(shape: Shape, element: int, checkpointing: bool = False) -> int:
@@ -99,6 +117,16 @@ def logit_bytes(shape: Shape, element: int, training: bool) -> int:
     return shape.vocabulary * element * (3 if training else 2)
 
 
+def block_bytes(shape: Shape, device: torch.device, training: bool) -> int:
+    """Returns the bytes that linear_chunk_loss holds in place of logits, for any number of tokens.
+
+    They are a block of logits and, in training, the head's gradient in float32 before it is added.
+    """
+    gradient = _FLOAT32 * shape.vocabulary * shape.width
+    head_is_trained = shape.trained == shape.parameters
+    return _BLOCK_BYTES[_kind(device)] + (gradient if training and head_is_trained else 0)
+
+
 def device_bytes(device: torch.device) -> int:
     """Returns the memory of a device, in bytes."""
     if device.type == "cuda":
@@ -107,7 +135,12 @@ def device_bytes(device: torch.device) -> int:
 
 
 def training_tokens(
-    shape: Shape, device: torch.device, element: int, checkpointing: bool = False
+    shape: Shape,
+    device: torch.device,
+    element: int,
+    checkpointing: bool = False,
+    linear: bool = False,
+    average: float = _FLOAT32,
 ) -> int:
     """Returns how many padded tokens of one training pass fit beside the weights and averages.
 
@@ -116,17 +149,28 @@ def training_tokens(
         device: that trains it.
         element: bytes of a number in the format of the products: 4 or 2.
         checkpointing: whether only the inputs of layers are held.
+        linear: whether linear_chunk_loss computes the loss.
+        average: bytes of a number of the optimizer's averages.
     """
     frozen = _FLOAT32 if shape.trained == shape.parameters else element
-    free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen)
-    token = activation_bytes(shape, element, checkpointing) + logit_bytes(shape, element, True)
+    free = _TRAINING_SHARE * device_bytes(device) - state_bytes(shape, frozen, average)
+    token = activation_bytes(shape, element, checkpointing)
+    if linear:
+        free -= block_bytes(shape, device, True)
+    else:
+        token += logit_bytes(shape, element, True)
     return _limited(free / token, device)
 
 
-def scoring_tokens(shape: Shape, device: torch.device, element: int) -> int:
+def scoring_tokens(shape: Shape, device: torch.device, element: int, linear: bool = False) -> int:
     """Returns how many padded tokens of one scoring pass, which keeps no activations, fit."""
-    token = activation_bytes(shape, element) / shape.layers + logit_bytes(shape, element, False)
-    return _limited(_SCORING_SHARE * device_bytes(device) / token, device)
+    free = _SCORING_SHARE * device_bytes(device)
+    token = activation_bytes(shape, element) / shape.layers
+    if linear:
+        free -= block_bytes(shape, device, False)
+    else:
+        token += logit_bytes(shape, element, False)
+    return _limited(free / token, device)
 
 
 def cache_tokens(shape: Shape, device: torch.device, element: int) -> int:
@@ -137,5 +181,8 @@ def cache_tokens(shape: Shape, device: torch.device, element: int) -> int:
 
 
 def _limited(tokens: float, device: torch.device) -> int:
-    limit = _PASS_LIMIT["cuda" if device.type == "cuda" else "cpu"]
-    return max(1, min(int(tokens), limit))
+    return max(1, min(int(tokens), _PASS_LIMIT[_kind(device)]))
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "cpu"

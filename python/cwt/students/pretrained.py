@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+import cwt_ext
 from cwt.data.example import Example
 from cwt.students.adapters import is_adapted
+from cwt.students.loss import LINEAR, LossPath, TokenLoss
 from cwt.students.precision import autocast
 from cwt.students.student import Student
 from cwt.students.tokenized import Batch, PromptTokenizer, TokenizedExample, TokenSequence
+from cwt_ext.integrations.head import LogitsMap, inner_model
 
 
 class PretrainedStudent(ABC):
@@ -38,6 +41,7 @@ class PretrainedStudent(ABC):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.dtype, self.pass_tokens = dtype, pass_tokens
+        self._path: LossPath | None = None
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +77,41 @@ class PretrainedStudent(ABC):
     def logits_at(self, batch: Batch, model: torch.nn.Module | None = None) -> torch.Tensor:
         logits: torch.Tensor = self._call(batch, model).logits[0]
         return logits
+
+    @property
+    def loss_path(self) -> str:
+        found = self._logits_map()
+        return f"logits: {found}" if isinstance(found, str) else LINEAR
+
+    def token_loss(
+        self,
+        batch: Batch,
+        chunk_ids: torch.Tensor | None = None,
+        model: torch.nn.Module | None = None,
+        **options: Any,
+    ) -> TokenLoss:
+        labels, own = batch.targets
+        targets = (labels, own if chunk_ids is None else chunk_ids)
+        found = self._logits_map()
+        if isinstance(found, str):
+            return cwt_ext.chunk_loss(self.logits_at(batch, model), *targets, **options)
+        options["hidden_stats"] = options.pop("mean_grad_norm", False)
+        assert self._path is not None
+        with (
+            self._path.in_forward(found, batch.bears_loss, targets, options) as results,
+            autocast(self.device, self.dtype),
+        ):
+            output = (model or self.model)(**batch.inputs, use_cache=False)
+        return results[0]._replace(loss=output.loss)
+
+    def _logits_map(self) -> LogitsMap | str:
+        """Returns what the model does to its head's product, or why its logits are computed."""
+        if type(self).logits_at is not PretrainedStudent.logits_at:
+            return "the student has logits of its own"
+        if self._path is None or self._path.model is not inner_model(self.model):
+            self._path = LossPath(self.model)
+        with autocast(self.device, self.dtype):
+            return self._path.find()
 
     def _call(self, batch: Batch, model: torch.nn.Module | None = None, **options: Any) -> Any:
         with logits_only_at(self.model, batch.bears_loss), autocast(self.device, self.dtype):

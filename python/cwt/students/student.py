@@ -1,14 +1,17 @@
 """The `Student` protocol, which training, judging and evaluation use, and batched passes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from cwt.data.example import Example
 from cwt.errors import UserError
+from cwt.students.loss import TokenLoss
 from cwt.students.tokenized import Batch, TokenizedExample, TokenSequence
+
+T = TypeVar("T")
 
 
 class Student(Protocol):
@@ -52,6 +55,28 @@ class Student(Protocol):
         Args:
             batch: the rows of one pass.
             model: called instead of the student's own model, such as accelerate's wrapper of it.
+        """
+
+    @property
+    def loss_path(self) -> str:
+        """How token_loss is computed: "linear_chunk_loss", or "logits: " and the reason."""
+
+    def token_loss(
+        self,
+        batch: Batch,
+        chunk_ids: torch.Tensor | None = None,
+        model: torch.nn.Module | None = None,
+        **options: Any,
+    ) -> TokenLoss:
+        """Returns chunk_loss of the n tokens that bear loss, row by row.
+
+        Args:
+            batch: the rows of one pass.
+            chunk_ids: (n,) int64, the chunk of each token; None: those of the batch.
+            model: called instead of the student's own model, such as accelerate's wrapper of it.
+            options: of cwt_ext.chunk_loss. Where linear_chunk_loss computes the loss,
+                mean_grad_norm=True gives `hidden`, the statistics of the gradients with respect to
+                the hidden states, in place of `stats.mean_grad_norm`.
         """
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
@@ -120,21 +145,30 @@ def iterate_batches(
 
 
 @torch.no_grad()
-def iterate_logits(
-    student: Student, sequences: Sequence[TokenSequence], batch_size: int
-) -> Iterator[tuple[list[int], Batch, torch.Tensor]]:
-    """Yields (indices of some sequences, their batch, its logits (n, V)), the shortest first.
+def iterate_passes(
+    student: Student,
+    sequences: Sequence[TokenSequence],
+    batch_size: int,
+    compute: Callable[[Batch], T],
+) -> Iterator[tuple[list[int], Batch, T]]:
+    """Yields (indices of some sequences, their batch, what is computed of it), the shortest first.
 
     A batch that does not fit the memory of a GPU is halved.
+
+    Args:
+        student: is put into evaluation mode; its pass_tokens limits a batch.
+        sequences: the rows.
+        batch_size: rows of one forward pass, where the student has no pass_tokens.
+        compute: a pass of the student, such as its token_loss.
     """
     for part, whole in iterate_batches(student, sequences, batch_size):
         waiting: list[tuple[list[int], Batch | None]] = [(part, whole)]
         while waiting:
             rows, ready = waiting.pop()
             batch = ready or student.collate([sequences[i] for i in rows])
-            logits = _logits_if_they_fit(student, batch)
-            if logits is not None:
-                yield rows, batch, logits
+            found = _if_it_fits(compute, batch)
+            if found is not None:
+                yield rows, batch, found
                 continue
             half = len(rows) // 2
             if not half:
@@ -145,8 +179,15 @@ def iterate_logits(
             waiting += [(rows[half:], None), (rows[:half], None)]
 
 
-def _logits_if_they_fit(student: Student, batch: Batch) -> torch.Tensor | None:
+def iterate_logits(
+    student: Student, sequences: Sequence[TokenSequence], batch_size: int
+) -> Iterator[tuple[list[int], Batch, torch.Tensor]]:
+    """Yields (indices of some sequences, their batch, its logits (n, V)), the shortest first."""
+    return iterate_passes(student, sequences, batch_size, student.logits_at)
+
+
+def _if_it_fits(compute: Callable[[Batch], T], batch: Batch) -> T | None:
     try:
-        return student.logits_at(batch)
+        return compute(batch)
     except torch.OutOfMemoryError:
         return None

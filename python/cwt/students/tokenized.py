@@ -215,6 +215,16 @@ class PromptTokenizer:
             ids = self._encode(self.template.replace("{question}", question))
         return (() if self.style.chat else self.start) + ids + self.finish
 
+    def template_tokens(self, question: str) -> int:
+        """Returns how many tokens of the prompt do not begin in the question."""
+        begin = self.template.index("{question}")
+        asked = self.template.replace("{question}", question)
+        if self._names_special(question):
+            return len(self.prompt(question)) - len(self.ids(question))
+        _, starts = self._encode_at(asked, split_special_tokens=False)
+        inside = sum(begin <= start < begin + len(question) for start in starts)
+        return len(self.prompt(question)) - inside
+
     def _names_special(self, text: str) -> bool:
         return any(token in text for token in self._special)
 

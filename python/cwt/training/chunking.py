@@ -17,8 +17,9 @@ import cwt_ext
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.processes import Shares, is_divided
-from cwt.students.student import Student, iterate_batches, iterate_logits
-from cwt.students.tokenized import TokenizedExample, whole_sequence
+from cwt.students.loss import TokenLoss
+from cwt.students.student import Student, iterate_batches, iterate_passes
+from cwt.students.tokenized import Batch, TokenizedExample, whole_sequence
 from cwt.training.recipe import ChunkMethod, ChunkOptions, Objective
 from cwt_ext.segment import Kind
 
@@ -137,13 +138,14 @@ def unit_nll(
     width = max(len(x.units) for x in examples)
     results: dict[int, np.ndarray] = {}
     rows = [whole_sequence(x.unit_is_chunk()) for x in examples]
-    for part, batch, logits in iterate_logits(student, rows, batch_size):
+
+    def loss(batch: Batch) -> TokenLoss:
         # A unit is a chunk here: the loss's own sums per chunk are the units' sums.
-        row = torch.arange(len(part), device=batch.chunk_ids.device)[:, None]
+        row = torch.arange(len(batch.labels), device=batch.chunk_ids.device)[:, None]
         ids = (batch.chunk_ids + row * width)[batch.bears_loss]
-        result = cwt_ext.chunk_loss(
-            logits, batch.targets[0], ids, reduction="sum", num_chunks=len(part) * width
-        )
+        return student.token_loss(batch, ids, reduction="sum", num_chunks=len(row) * width)
+
+    for part, _, result in iterate_passes(student, rows, batch_size, loss):
         assert result.stats is not None
         sums = result.stats.nll_sum.double().cpu().numpy().reshape(len(part), width)
         results.update((i, s[: len(examples[i].units)]) for i, s in zip(part, sums, strict=True))

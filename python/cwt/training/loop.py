@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-import cwt_ext
 from cwt.data.example import Example
 from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
@@ -21,6 +20,7 @@ from cwt.interrupts import Asked, postponed
 from cwt.processes import from_all, is_divided
 from cwt.progress import Progress, quiet
 from cwt.students.load import student_files
+from cwt.students.loss import TokenLoss
 from cwt.students.student import Student, group_by_tokens
 from cwt.students.tokenized import TokenSequence
 from cwt.training.checkpoint import (
@@ -32,15 +32,19 @@ from cwt.training.checkpoint import (
 )
 from cwt.training.divergence import BeforeStep, NotFinite, check_finite
 from cwt.training.divided import open_accelerator, same_beginning, whole, whole_weights
+from cwt.training.optimizer import make_optimizer
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 from cwt.training.sampler import Sampler
+from cwt.training.sharing import share_prefixes
 from cwt.training.step_log import StepLog
 from cwt.training.trackers import PROJECT, tracker_names
 from cwt.training.trackers import figures as figures_of
 from cwt.training.validation import Validation
+from cwt_ext.linear_chunk_loss import LinearChunkLoss
 
 _MEASURE_EVERY = 25  # steps between two measurements of the mean gradient of each chunk
+_ALIGNMENT = ("chunk_mean_grad_norm", "chunk_hidden_smoothing")  # names of what is measured then
 
 
 @dataclass
@@ -123,6 +127,7 @@ def train(
     sampler = Sampler([student.tokenize(e) for e in marked], recipe, rechunker)
     asked = with_stage_marks(validation) if marks else validation
     held_out = Validation(student, [student.tokenize(e) for e in asked], recipe, out)
+    path = student.loss_path  # measured on the model before anything wraps it
     run = _Run(accelerator, student, sampler, recipe, held_out)
     if run.main:
         run.log = StepLog(out / "train_log.jsonl")
@@ -136,6 +141,7 @@ def train(
             student.save(out, weights)
         record = {"recipe": asdict(recipe), **asdict(run.spent)}
         record |= {"dropped": sampler.dropped, "shortened": sampler.shortened}
+        record["head"] = path
         if held_out.measured.history:
             record["validation"] = held_out.measured.history
             record["best_step"] = held_out.measured.history[held_out.measured.best]["step"]
@@ -160,13 +166,8 @@ class _Run:
         recipe: Recipe,
         held_out: Validation,
     ) -> None:
-        optimizer = torch.optim.AdamW(
-            [p for p in student.model.parameters() if p.requires_grad],
-            recipe.learning_rate,
-            (0.9, 0.98),
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        trained = [p for p in student.model.parameters() if p.requires_grad]
+        optimizer = make_optimizer(trained, recipe)
         self.accelerator, self.student, self.recipe = accelerator, student, recipe
         if recipe.gradient_checkpointing:
             _checkpoint_activations(student.model)
@@ -304,9 +305,10 @@ class _Run:
         by_chunk = self.recipe.weigh == "chunk"
         count = sum(len({*s.chunks} - {-1}) for s in samples) if by_chunk else tokens
         processes = self.accelerator.num_processes
-        parts = self.micro_batches(samples[self.accelerator.process_index :: processes])
+        rows = self.rows_of(samples, processes)
+        parts = self.micro_batches(rows[self.accelerator.process_index :: processes])
         if self.divided:
-            self.keep_pace(samples, parts)
+            self.keep_pace(rows, parts)
         # The mean gradient of a chunk is known where one pass on one process holds all of it.
         measures = len(parts) == processes == 1 and not by_chunk
         measures &= self.spent.optimizer_steps % _MEASURE_EVERY == 0
@@ -330,10 +332,17 @@ class _Run:
         self.scaler.update()
         self.spent.optimizer_steps += 1
         self.spent.loss_tokens += tokens
-        self.spent.processed_tokens += sum(len(s.ids) for s in samples)
+        self.spent.processed_tokens += sum(len(row.ids) for row in rows)
         of_chunk, _, norms = stats.tolist()
         self.sampler.observe(of_chunk, norms)
-        return {"loss": loss, "stats": stats, "mean_norm": _mean_grad_norm(result)}
+        return {"loss": loss, "stats": stats, **_alignment(result)}
+
+    def rows_of(self, samples: list[TokenSequence], processes: int) -> list[TokenSequence]:
+        """Returns the rows that the model reads for the samples of a step."""
+        if not self.recipe.share_prefixes:
+            return samples
+        rows = share_prefixes(samples)
+        return samples if len(rows) < processes else rows  # no process may be without one
 
     def keep_pace(self, samples: list[TokenSequence], mine: list[list[TokenSequence]]) -> None:
         """Makes as many passes as the process with the most; each pass needs all processes.
@@ -355,20 +364,18 @@ class _Run:
         size = self.recipe.micro_batch_size or len(samples)
         return [samples[i : i + size] for i in range(0, len(samples), size)]
 
-    def loss(
-        self, samples: list[TokenSequence], count: int, mean_grad_norm: bool
-    ) -> cwt_ext.ChunkLoss:
+    def loss(self, samples: list[TokenSequence], count: int, mean_grad_norm: bool) -> TokenLoss:
         """Returns the summed loss of some samples over `count`, with statistics per chunk."""
         batch = self.student.collate(samples)
-        labels, chunk_ids = batch.targets
+        chunk_ids = None
         chunks, by_chunk = self.sampler.chunks, self.recipe.weigh == "chunk"
         if by_chunk:  # a chunk of one sample is not that of another
-            rows = torch.arange(len(samples), device=labels.device)[:, None]
+            rows = torch.arange(len(samples), device=batch.labels.device)[:, None]
             chunk_ids = (batch.chunk_ids + rows * chunks)[batch.bears_loss]
-        return cwt_ext.chunk_loss(
-            self.student.logits_at(batch, self.model),
-            labels,
+        return self.student.token_loss(
+            batch,
             chunk_ids,
+            self.model,
             reduction="chunk_mean" if by_chunk else "sum",
             normalizer=count,
             num_chunks=chunks * len(samples) if by_chunk else chunks,
@@ -379,7 +386,6 @@ class _Run:
     def row(self, figures: dict[str, Any]) -> dict[str, Any]:
         """One line of train_log.jsonl."""
         tokens, nll, norm = figures["stats"].tolist()
-        mean = figures["mean_norm"]
         return {
             "step": self.spent.optimizer_steps,
             "loss": figures["loss"],
@@ -388,7 +394,9 @@ class _Run:
             "chunk_tokens": [int(t) for t in tokens],
             "chunk_nll": [round(v, 4) for v in nll],
             "chunk_grad_norm": [round(v, 4) for v in norm],
-            **({"chunk_mean_grad_norm": [round(v, 5) for v in mean]} if mean else {}),
+            **{
+                name: [round(v, 5) for v in figures[name]] for name in _ALIGNMENT if name in figures
+            },
         }
 
 
@@ -401,14 +409,24 @@ def _checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(options)
 
 
-def _mean_grad_norm(result: cwt_ext.ChunkLoss) -> list[float] | None:
-    """Returns the norm of every chunk's mean gradient, (C,), where it was asked for."""
+def _alignment(result: TokenLoss) -> dict[str, list[float]]:
+    """Returns for every chunk, (C,), what was asked for of how its gradients agree.
+
+    Of the logits' gradients the norm of their mean; where no logits are held, of the hidden states'
+    gradients the norm of their sum over the sum of their norms.
+    """
+    if isinstance(result, LinearChunkLoss):
+        if result.hidden is None:
+            return {}
+        norms = result.hidden.grad_norm_sum
+        ratio = result.hidden.sum_grad_norm / torch.where(norms == 0, 1.0, norms)
+        return {"chunk_hidden_smoothing": ratio.tolist()}
     if result.stats is None or result.stats.mean_grad_norm is None:
-        return None
-    return result.stats.mean_grad_norm.tolist()
+        return {}
+    return {"chunk_mean_grad_norm": result.stats.mean_grad_norm.tolist()}
 
 
-def _table(result: cwt_ext.ChunkLoss, chunks: int) -> torch.Tensor:
+def _table(result: TokenLoss, chunks: int) -> torch.Tensor:
     """Returns (3, C): tokens, summed NLL and summed gradient norms of every chunk index."""
     stats = result.stats
     assert stats is not None

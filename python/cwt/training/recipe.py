@@ -11,6 +11,7 @@ Target = Literal["answer", "rationale", "chunk"]
 Schedule = Literal["shuffled", "by-index", "curriculum", "adaptive"]
 Weigh = Literal["token", "chunk"]
 BudgetUnit = Literal["loss_tokens", "processed_tokens", "optimizer_steps", "epochs"]
+Optimizer = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -62,11 +63,16 @@ class TrainingOptions:
         micro_batch_tokens: padded tokens of one forward pass, at most, in place of
             micro_batch_size; samples of similar length go together. 0: no such limit.
         group_lengths: draw samples of similar length into one step, to pad less.
+        chunks_together: how many chunks of one example the schedule shuffled draws one after
+            another, so that they mostly meet in a step; 1: every chunk by itself.
+        share_prefixes: read chunks of one example that meet in a step in one row: fewer tokens, the
+            same gradient to rounding.
         gradient_checkpointing: compute activations twice and hold fewer of them: a third more time
             for a fraction of the memory.
         learning_rate: peak of AdamW's learning rate; it warms up over 5 % of the budget, then
             falls linearly to 5 % of the peak.
         weight_decay: AdamW's weight decay.
+        optimizer: adamw, or adamw8bit: its averages in 8 bits (of bitsandbytes).
         max_length: tokens of a training row, at most; 0: no limit but the student's positions. A
             longer row loses the beginning of the rationale that is context, never its question.
         validations: how often the loss on validation is measured over a budget; 0: never.
@@ -81,9 +87,12 @@ class TrainingOptions:
     micro_batch_size: int = 0
     micro_batch_tokens: int = 0
     group_lengths: bool = False
+    chunks_together: int = 1
+    share_prefixes: bool = False
     gradient_checkpointing: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
+    optimizer: Optimizer = "adamw"
     max_length: int = 0
     validations: int = 0
     patience: int = 2
@@ -98,8 +107,9 @@ class TrainingOptions:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.learning_rate >= 0:
             raise UserError(f"learning_rate must not be negative, got {self.learning_rate}.")
-        if self.patience < 1:
-            raise UserError(f"patience must be at least 1, got {self.patience}.")
+        for name in ("patience", "chunks_together"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

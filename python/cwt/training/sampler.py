@@ -10,6 +10,8 @@ from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequen
 from cwt.training.rechunk import Rechunker
 from cwt.training.recipe import Recipe
 
+Pair = tuple[int, int | None]  # (example, chunk or None)
+
 _STEPS_SORTED = 32  # steps whose samples are sorted by length together
 
 
@@ -35,7 +37,7 @@ class Sampler:
             raise ValueError("training needs at least one example, got none.")
         self.examples, self.recipe, self.rechunker = examples, recipe, rechunker
         self.random = random.Random(f"samples-{recipe.seed}")
-        self.queue: list[tuple[int, int | None]] = []  # (example, chunk or None)
+        self.queue: list[Pair] = []
         self.epoch = 0
         self.chunks = max(x.example.chunks for x in examples)
         self.pull = [0.0] * self.chunks  # gradient norm per token, by chunk index
@@ -136,8 +138,11 @@ class Sampler:
     def _new_epoch(self) -> None:
         if self.rechunker:
             self.examples = self.rechunker.search()
-        pairs: list[tuple[int, int | None]]
+        pairs: list[Pair]
         chunks = [x.example.chunks for x in self.examples]
+        if self._schedule("shuffled") and self.recipe.chunks_together > 1:
+            self.queue, self.epoch = self._together(chunks), self.epoch + 1
+            return
         if self._schedule("shuffled"):
             pairs = [(i, m) for i, n in enumerate(chunks) for m in range(n)]
         elif self._schedule("curriculum"):
@@ -149,19 +154,43 @@ class Sampler:
             pairs = self._grouped(pairs)
         self.queue, self.epoch = pairs, self.epoch + 1
 
-    def _grouped(self, pairs: list[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
-        """Returns shuffled pairs as steps of similar lengths, in random order."""
+    def _together(self, chunks: Sequence[int]) -> list[Pair]:
+        """Returns the pairs of an epoch, some of one example after another, in random order."""
+        groups: list[list[Pair]] = []
+        for i, n in enumerate(chunks):
+            own: list[Pair] = [(i, m) for m in range(n)]
+            self.random.shuffle(own)
+            count = -(-n // self.recipe.chunks_together)  # of nearly equal size
+            groups += [own[g::count] for g in range(count)]
+        self.random.shuffle(groups)
+        if not self.recipe.group_lengths:
+            return [pair for group in groups for pair in group]
+        window = self.recipe.batch_size * _STEPS_SORTED // self.recipe.chunks_together or 1
+        steps: list[list[Pair]] = []
+        for at in range(0, len(groups), window):
+            by_length = sorted(groups[at : at + window], key=lambda g: max(map(self._length, g)))
+            steps += self._cut([pair for group in by_length for pair in group])
+        return self._in_random_order(steps)
 
-        def length(pair: tuple[int, int | None]) -> int:
-            row = build_sequence(self.examples[pair[0]], pair[1], self.recipe.target == "answer")
-            assert row is not None  # without max_length there is always one
-            return len(row.ids)
+    def _length(self, pair: Pair) -> int:
+        row = build_sequence(self.examples[pair[0]], pair[1], self.recipe.target == "answer")
+        assert row is not None  # without max_length there is always one
+        return len(row.ids)
 
+    def _cut(self, pairs: list[Pair]) -> list[list[Pair]]:
         size = self.recipe.batch_size
-        steps = []
-        for at in range(0, len(pairs), size * _STEPS_SORTED):
-            some = sorted(pairs[at : at + size * _STEPS_SORTED], key=length)
-            steps += [some[i : i + size] for i in range(0, len(some), size)]
+        return [pairs[i : i + size] for i in range(0, len(pairs), size)]
+
+    def _grouped(self, pairs: list[Pair]) -> list[Pair]:
+        """Returns shuffled pairs as steps of similar lengths, in random order."""
+        window = self.recipe.batch_size * _STEPS_SORTED
+        steps: list[list[Pair]] = []
+        for at in range(0, len(pairs), window):
+            steps += self._cut(sorted(pairs[at : at + window], key=self._length))
+        return self._in_random_order(steps)
+
+    def _in_random_order(self, steps: list[list[Pair]]) -> list[Pair]:
+        size = self.recipe.batch_size
         whole = [step for step in steps if len(step) == size]
         self.random.shuffle(whole)
         rest = [step for step in steps if len(step) < size]  # drawn last, from the end

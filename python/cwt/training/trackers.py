@@ -40,10 +40,12 @@ def figures(row: dict[str, Any]) -> dict[str, float]:
 
     loss, validation_loss and validation_accuracy where measured, and for each chunk index that had
     tokens: nll (mean a token), grad_share (part of the summed gradient norms) and, where measured,
-    smoothing (norm of the mean gradient over the mean norm: 1 = all tokens pull the same way).
+    smoothing (norm of the mean gradient over the mean norm: 1 = all tokens pull the same way), of
+    the logits' gradients or, as hidden_smoothing, of the hidden states'.
     """
     found: dict[str, float] = {name: row[name] for name in _OF_A_STEP if name in row}
     norms, means = row["chunk_grad_norm"], row.get("chunk_mean_grad_norm")
+    ratios = row.get("chunk_hidden_smoothing")
     for chunk, tokens in enumerate(row["chunk_tokens"]):
         if not tokens:
             continue
@@ -51,4 +53,6 @@ def figures(row: dict[str, Any]) -> dict[str, float]:
         found[f"grad_share/{chunk}"] = norms[chunk] / (sum(norms) or 1.0)
         if means and norms[chunk]:
             found[f"smoothing/{chunk}"] = means[chunk] * tokens / norms[chunk]
+        if ratios:
+            found[f"hidden_smoothing/{chunk}"] = ratios[chunk]
     return found

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-import cwt_ext
 from cwt.errors import UserError
 from cwt.files import replacing
 from cwt.processes import Shares, from_all, is_divided
-from cwt.students.student import Student, iterate_logits
-from cwt.students.tokenized import TokenizedExample, TokenSequence, build_sequence
+from cwt.students.loss import TokenLoss
+from cwt.students.student import Student, iterate_passes
+from cwt.students.tokenized import Batch, TokenizedExample, TokenSequence, build_sequence
 from cwt.training.checkpoint import BEST_WEIGHTS
 from cwt.training.divided import fill, whole
 from cwt.training.recipe import Recipe
@@ -156,10 +156,13 @@ def held_out_loss(student: Student, rows: Sequence[TokenSequence]) -> tuple[floa
         rows: held-out rows, at least one of them with a token that bears loss.
     """
     tokens = nll = right = 0.0
-    for _, batch, logits in iterate_logits(student, rows, _ROWS):
-        labels, _ = batch.targets
-        ids = torch.zeros_like(labels)
-        stats = cwt_ext.chunk_loss(logits, labels, ids, reduction="sum", num_chunks=1).stats
+
+    def loss(batch: Batch) -> TokenLoss:
+        ids = torch.zeros_like(batch.targets[0])
+        return student.token_loss(batch, ids, reduction="sum", num_chunks=1)
+
+    for _, _, result in iterate_passes(student, rows, _ROWS, loss):
+        stats = result.stats
         assert stats is not None
         tokens += float(stats.tokens)
         nll += float(stats.nll_sum)
