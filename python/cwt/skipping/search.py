@@ -5,6 +5,7 @@ are read whole. Long ones are read in pieces: what a trial begins with in common
 before it is not read again, and reading ends as soon as the search knows enough.
 """
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -85,6 +86,32 @@ class Budget:
     def spent_up(self) -> bool:
         """Whether no further trial may be read."""
         return self.left <= 0
+
+
+def search_cost(items: Sequence[TokenizedExample]) -> dict[str, int]:
+    """Returns what judging every middle unit of some examples takes, at most.
+
+    It is what a search reads that gives up no unit and never knows enough before the end.
+
+    Args:
+        items: whole examples in tokens.
+
+    Returns:
+        trials: passes that each leave out one unit. tokens: read by them and by the pass before.
+        whole_tokens: the same if each read its whole text. row_tokens: of one pass over all.
+    """
+    cost = dict.fromkeys(("trials", "tokens", "whole_tokens", "row_tokens"), 0)
+    for x in items:
+        sizes = [len(unit) for unit in x.units]
+        row, middle = len(x.prompt) + sum(sizes), list(x.example.middle_units)
+        later = list(itertools.accumulate(reversed(sizes)))[::-1]  # of a unit and all after it
+        whole = sum(row - sizes[u] for u in middle)
+        shared = sum(later[u + 1] for u in middle) if row >= SHARED_FROM else whole
+        cost["trials"] += len(middle)
+        cost["tokens"] += row + shared
+        cost["whole_tokens"] += row + whole
+        cost["row_tokens"] += row
+    return cost
 
 
 Found = tuple[frozenset[int], list[tuple[int, Decision]]]  # what stays; decisions with their part
