@@ -42,7 +42,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY, LAYERS, TIMES = 49152, 8, 4  # of the widened student: so many times the width
 UNITS, STEPS = 32, 60  # of the rationale: units before the answer, about, and reasoning steps
-SAMPLED = 8  # every so many trials are generated; the others are taken to cost as much
+SAMPLED = 15  # every so many trials are generated; the others are taken to cost as much
 NEVER_WRITTEN = -100.0  # nats, of the tokens that the embedded student has not
 NEVER = 10**9  # tokens from which on texts are read in pieces
 
@@ -101,11 +101,13 @@ def widened(times: int = TIMES, layers: int = LAYERS, vocabulary: int = VOCABULA
     return CausalStudent(model.eval(), small.tokenizer)
 
 
-def searched(judge: Judge, student: Student, example: Example, shared: bool) -> list[int]:
-    """Returns the units that a search gives up."""
+def searched(
+    judge: Judge, student: Student, example: Example, given_up: dict[bool, list[int]], shared: bool
+) -> None:
+    """Runs a search, and adds the units that it gives up."""
     with mock.patch.object(search, "SHARED_FROM", search.SHARED_FROM if shared else NEVER):
         (found,), _ = judge(student, [example])
-    return sorted(set(range(len(example.units))) - found.kept)
+    given_up[shared] = sorted(set(range(len(example.units))) - found.kept)
 
 
 def generated(student: Student, example: Example, answer_only: bool) -> None:
@@ -129,30 +131,29 @@ def compare(student: Student, example: Example, rounds: int) -> None:
     """Prints a line a judge and rival."""
     item, trials = student.tokenize(example), len(example.middle_units)
     print(f"{len(item.prompt) + len(item.written.ids)} tokens, {trials} middle units")
-    print("| judge | given up | who | CPU seconds | ours = 1 (quartiles) |\n|-|-|-|-|-|")
+    print(
+        "| judge | given up | who | CPU seconds | ours = 1 (quartiles) |\n|-|-|-|-|-|", flush=True
+    )
+    scale = trials / len(example.middle_units[::SAMPLED])
     for name, judge in JUDGES.items():
         given_up: dict[bool, list[int]] = {}
-
-        def run(shared: bool, judge: Judge = judge, given_up: dict = given_up) -> None:
-            given_up[shared] = searched(judge, student, example, shared)
-
-        works = {"ours": Work(partial(run, True)), "a pass a trial": Work(partial(run, False))}
+        works = {
+            "ours": (1.0, partial(searched, judge, student, example, given_up, True)),
+            "a pass a trial": (1.0, partial(searched, judge, student, example, given_up, False)),
+        }
         if name == "forward":
-            works["generate the answer"] = Work(partial(generated, student, example, True))
-            works["generate what follows"] = Work(partial(generated, student, example, False))
+            works["generate the answer"] = (scale, partial(generated, student, example, True))
+            works["generate what follows"] = (scale, partial(generated, student, example, False))
         seconds: dict[str, list[float]] = {rival: [] for rival in works}
         for _ in range(rounds):
-            for rival, work in works.items():
-                share = trials / len(example.middle_units[::SAMPLED])
-                scale = share if rival.startswith("generate") else 1.0
-                seconds[rival].append(scale * timed(work)[CPU])
+            for rival, (times, run) in works.items():
+                seconds[rival].append(times * timed(Work(run))[CPU])
         assert given_up[True] == given_up[False], given_up
         for rival, found in seconds.items():
-            times = ratio(found, seconds["ours"])
+            x = ratio(found, seconds["ours"])
             print(
                 f"| {name} | {len(given_up[True])} of {trials} | {rival} | "
-                f"{statistics.median(found):.1f} | {times.median:.1f} "
-                f"({times.low:.1f}..{times.high:.1f}) |",
+                f"{statistics.median(found):.1f} | {x.median:.1f} ({x.low:.1f}..{x.high:.1f}) |",
                 flush=True,
             )
 

@@ -38,11 +38,11 @@ WINDOWS = {
 SHAPES = [*FAMILIES, *(f"{name}, window" for name in WINDOWS)]
 
 
-def shaped(name, monkeypatch):
+def shaped(name, monkeypatch, window=WINDOW):
     """A small random student in float64, some with a window shorter than every row."""
-    name, _, window = name.partition(", ")
-    if window:
-        options = {**FAMILIES[name], **WINDOWS[name], "sliding_window": WINDOW}
+    name, _, windowed = name.partition(", ")
+    if windowed:
+        options = {**FAMILIES[name], **WINDOWS[name], "sliding_window": window}
         monkeypatch.setitem(FAMILIES, name, options)
     student = family(name)
     for weight in student.model.parameters():  # 0.4 saturates
@@ -53,11 +53,9 @@ def shaped(name, monkeypatch):
 
 
 def rows_of(student, n=3, tokens=150):
+    """Rows of up to so many tokens, each of two examples."""
     some = [whole_sequence(student.tokenize(e)).ids for e in examples(2 * n)]
-    return [
-        (a + b)[: tokens - 20 * i]
-        for i, (a, b) in enumerate(zip(some[::2], some[1::2], strict=True))
-    ]
+    return [(some[2 * i] + some[2 * i + 1])[: tokens - 20 * i] for i in range(n)]
 
 
 def whole(student, ids):
@@ -109,9 +107,8 @@ def test_pieces_give_what_a_whole_pass_gives(name, monkeypatch):
 
 @pytest.mark.parametrize("name", WINDOWS)
 def test_the_windows_of_these_shapes_hide_something(name, monkeypatch):
-    narrow, wide = shaped(f"{name}, window", monkeypatch), None
-    monkeypatch.undo()
-    wide = shaped(name, monkeypatch)
+    narrow = shaped(f"{name}, window", monkeypatch)
+    wide = shaped(f"{name}, window", monkeypatch, window=4096)
     (row,) = rows_of(narrow, 1)
     assert all(
         a.equal(b) for a, b in zip(narrow.model.parameters(), wide.model.parameters(), strict=True)
@@ -167,7 +164,7 @@ def kept(found):
 )
 def test_decisions_equal_the_plain_rule(criterion, monkeypatch):
     """The rule of test_skip.py, one pass a trial, against pieces of 8 tokens and more."""
-    student, some = tiny(), examples(6)
+    student, some = tiny(), examples(4)
     with in_pieces(monkeypatch, first=8, largest=16, held=300):
         found, decisions = find_skips(student, some, criterion, batch_size=3)
         again, ratified = ratify_skips(student, found, criterion, batch_size=3)
@@ -186,13 +183,11 @@ def compare_evidence(found, wanted):
         assert (a.id, a.unit, a.text, a.skipped) == (b.id, b.unit, b.text, b.skipped)
         assert bool(a.flipped) == bool(b.flipped)
         for flip, other in zip(a.flipped, b.flipped, strict=False):
-            numbers = ("p_with", "p_without")
-            assert [flip[k] for k in numbers] == pytest.approx(
-                [other[k] for k in numbers], abs=2e-4
-            )
             assert (flip["token"], flip["unit"]) == (other["token"], other["unit"])
-        if a.skipped or not a.flipped:
-            assert (a.answer_rise is None) <= (a.write_nll is not None)
+            for number in ("p_with", "p_without"):
+                assert flip[number] == pytest.approx(other[number], abs=2e-4)
+        if a.skipped:
+            assert a.answer_rise is not None
         for name in ("answer_rise", "write_nll", "pass_nll"):
             if getattr(a, name) is not None:
                 assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-3, abs=1e-3)
@@ -201,22 +196,24 @@ def compare_evidence(found, wanted):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2, window", "gemma2, window"])
 def test_decisions_of_families_are_the_same_in_pieces(name, monkeypatch, tmp_path):
     """In float64, after some steps of training: every shape is sure of some tokens."""
-    student, some = shaped(name, monkeypatch), examples(6)
+    student, some = shaped(name, monkeypatch), examples(3)
     student.model.float()
     recipe = Recipe(
-        target="rationale", budget=60, budget_unit="optimizer_steps", batch_size=6,
+        target="rationale", budget=40, budget_unit="optimizer_steps", batch_size=3,
         learning_rate=5e-3,
     )  # fmt: skip
     train(student, some, recipe, tmp_path, cpu=True)
     student.model.double()
-    criterion = SkipCriterion(min_probability=0.3, max_answer_nll_rise=1.0)
+    criterion = SkipCriterion(min_probability=0.0, max_answer_nll_rise=1.0)
     found, decisions = find_skips(student, some, criterion)
     again, ratified = ratify_skips(student, found, criterion)
     with in_pieces(monkeypatch):
         shared, evidence = find_skips(student, some, criterion)
         last, confirmed = ratify_skips(student, shared, criterion)
-    assert kept(shared) == kept(found) != kept(some)
-    assert kept(last) == kept(again) != kept(found)
+    assert decisions
+    assert kept(shared) == kept(found)
+    assert kept(last) == kept(again)
+    assert {d.skipped for d in (*decisions, *ratified)} == {True, False}
     compare_evidence(evidence, decisions)
     compare_evidence(confirmed, ratified)
 
@@ -228,8 +225,8 @@ def test_seams_that_change_tokens_are_read_again(kind, monkeypatch):
     found, _ = find_skips(own, some, criterion)
     again, _ = ratify_skips(own, found, criterion)
     with in_pieces(monkeypatch, first=4):
-        assert kept(find_skips(own, some, criterion)[0]) == kept(found) != kept(some)
-        assert kept(ratify_skips(own, found, criterion)[0]) == kept(again)
+        assert kept(find_skips(own, some, criterion)[0]) == kept(found)
+        assert kept(ratify_skips(own, found, criterion)[0]) == kept(again) != kept(some)
 
 
 def long_examples(n):
@@ -247,18 +244,15 @@ def tokens_read(student):
 
 
 def test_a_long_rationale_is_read_in_fewer_tokens_than_was_said(monkeypatch):
-    student, some = tiny(), long_examples(2)
+    student, some = tiny(), long_examples(1)
     items = [student.tokenize(e) for e in some]
     cost = search_cost(items)
     rows = [len(whole_sequence(x).ids) for x in items]
     assert min(rows) >= search.SHARED_FROM
     assert cost["trials"] == sum(len(e.middle_units) for e in some)
     assert cost["row_tokens"] == sum(rows)
-    whole_texts = [
-        len(whole_sequence(x.keeping(x.example.kept - {u})).ids)
-        for x in items
-        for u in x.example.middle_units
-    ]
+    trials = [x.keeping(x.example.kept - {u}) for x in items for u in x.example.middle_units]
+    whole_texts = [len(whole_sequence(x).ids) for x in trials]
     assert cost["whole_tokens"] == sum(rows) + sum(whole_texts)
     student.model.eval()
     probe = tokens_read(student)
