@@ -1,3 +1,4 @@
+import math
 from itertools import combinations
 
 import numpy as np
@@ -72,6 +73,19 @@ def test_chunks_by_length_differ_as_little_in_tokens_as_units_allow(count):
         assert cuts[-2:] == [n, n + 1]
         assert len(cuts) - 2 == min(n, count)
         assert uneven(cuts[:-1]) == min(map(uneven, all_cuts(n, min(n, count))))
+
+
+@pytest.mark.parametrize("tokens", [7, 20, 1000])
+def test_chunks_of_so_many_tokens_are_as_many_as_that_takes(tokens):
+    student, items = tiny(), [*examples(3), *examples(2, "letters")]
+    segmenter = Segmenter(student, items, ChunkOptions(tokens=tokens, count=3))
+    for item, cuts, even in zip(
+        items, segmenter.boundaries("length"), segmenter.boundaries("ac"), strict=True
+    ):
+        lengths = [len(unit) for unit in student.tokenize(item).units[:-1]]
+        wanted = min(len(lengths), math.ceil(sum(lengths) / tokens))
+        assert len(cuts) == len(even) == wanted + 2
+    assert len({len(cuts) for cuts in segmenter.boundaries("length")}) > (tokens < 1000)
 
 
 def test_a_spent_budget_stops_the_search():
@@ -192,6 +206,8 @@ def test_chunk_decides_anew_from_whole_examples(method):
 def test_no_chunks_are_refused():
     with pytest.raises(UserError, match="count must be at least 1, got 0"):
         ChunkOptions(count=0)
+    with pytest.raises(UserError, match="tokens must not be negative, got -1"):
+        ChunkOptions(tokens=-1)
 
 
 def test_a_move_must_gain_more_than_the_threshold():

@@ -268,6 +268,7 @@ class Skip(Command):
         ws = self.workspace()
         from cwt.files import read_json
         from cwt.pipeline.methods import METHODS
+        from cwt.pipeline.plan import planned_search, search_line
         from cwt.pipeline.stages import skip_round
 
         if not 1 <= self.round <= ws.config.skip.rounds:
@@ -275,6 +276,8 @@ class Skip(Command):
                 f"skip: --round must be in 1..{ws.config.skip.rounds}, got {self.round}."
             )
         with ws.locked(), Bars() as bars:
+            if search := planned_search(ws, ["STT"]):
+                bars.say(search_line(search))
             name = skip_round(ws, METHODS["STT"], self.round - 1, bars.one("skips"))
         if name is None:
             raise UserError(
@@ -283,7 +286,10 @@ class Skip(Command):
             )
         record = read_json(ws.skips(name))
         rates = "".join(f", {100 * v:.0f} % of {k}" for k, v in record["removal_rates"].items())
-        _print(f"{name}: {100 * record['skipped_share']:.0f} % of the middle units left out{rates}")
+        missed = record["unsearched_units"]
+        rest = f"; {missed:,} not searched, by --skip.search-passes" if missed else ""
+        share = f"{100 * record['skipped_share']:.0f} % of the middle units left out"
+        _print(f"{name}: {share}{rates}{rest}")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def make_plan(ws: Workspace, names: Sequence[str]) -> dict[str, Any]:
         "student": {"name": ws.config.student, **record["student"]},
         "max_new_tokens": ws.config.eval.max_new_tokens or written_tokens(record["lengths"]),
         "memory": memory_plan(ws, rows[0].recipe, record),
+        "search": planned_search(ws, names),
         "rows": [asdict(row) for row in rows],
     }
     write_json(ws.out / "run.json", plan)
@@ -195,6 +196,29 @@ def memory_plan(ws: Workspace, recipe: dict[str, Any], record: dict[str, Any]) -
     }
 
 
+def planned_search(ws: Workspace, names: Sequence[str]) -> dict[str, int] | None:
+    """Returns what judging takes in each round, at most, as `search_cost` counts it.
+
+    None where no row judges, or where an earlier version made the chunks.
+    """
+    judged = any(METHODS[name].skips in ("judge", "literal") for name in names)
+    cost = read_json(ws.chunks_record).get("search") if ws.chunks_record.exists() else None
+    if not judged or cost is None:
+        return None
+    passes = ws.config.skip.search_passes
+    limit = round(passes * cost["row_tokens"]) if passes else cost["tokens"]
+    return {**cost, "tokens": min(cost["tokens"], limit)}
+
+
+def search_line(search: dict[str, int]) -> str:
+    """Returns what judging takes as a line for people."""
+    tokens, row, whole = (search[name] for name in ("tokens", "row_tokens", "whole_tokens"))
+    return (
+        f"judging   {search['trials']:,} units, in every round anew: at most {tokens:,} tokens, as "
+        f"{tokens / row:.1f} passes over the data ({whole / row:.1f} if every trial read all)"
+    )
+
+
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """Returns a plan as lines for people."""
     data, lengths, memory, student = (plan[k] for k in ("data", "lengths", "memory", "student"))
@@ -214,6 +238,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"{memory['states'] / gib:.1f}, a pass of at most {memory['training_tokens']:,} tokens "
         f"{(needed - memory['states']) / gib:.1f}",
     ]
+    if plan["search"]:
+        lines.append(search_line(plan["search"]))
     for row in plan["rows"]:
         rate = row["recipe"]["learning_rate"]
         lines.append(

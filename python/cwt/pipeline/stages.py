@@ -42,6 +42,7 @@ from cwt.pipeline.workspace import Workspace
 from cwt.processes import Shares, by_main, from_all
 from cwt.progress import Progress, part_of, quiet
 from cwt.skipping.controls import removal_rates, skipped_share
+from cwt.skipping.search import search_cost
 from cwt.students.load import student_files
 from cwt.students.student import Student
 from cwt.students.supervision import supervision
@@ -95,6 +96,7 @@ def make_chunks(
     found = {"tokens_per_epoch": tokens, "lengths": lengths, "student": facts}
     report = saved.get("supervision")
     found["supervision"] = report or supervision(student, tokenized, facts["positions"])
+    found["search"] = search_cost(tokenized)
     found["student_files"] = saved.get("student_files") or student_files(ws.config.student)
     by_main(partial(write_json, ws.chunks_record, {"chunkings": record, **found}))
     return record
@@ -292,6 +294,7 @@ def skip_units(
         "student": judge if found.decisions else None,
         "seconds": round(time.perf_counter() - begin, 2),
         "skipped_share": None if found.rewritten else skipped_share(found.examples),
+        "unsearched_units": sum(not d.searched for d in found.decisions),
         "removal_rates": {} if found.rewritten else removal_rates(found.examples),
         "kept_units": [sorted(e.kept) for e in found.examples],
     }

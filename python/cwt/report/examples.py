@@ -36,6 +36,8 @@ class UnitView:
         """Returns why the unit was kept or skipped, in a line; empty where nothing was decided."""
         if self.decision is None:
             return ""
+        if not self.decision.get("searched", True):
+            return "not searched: the budget of the search was spent"
         flips, skipped = self.decision["flipped"], self.decision["skipped"]
         write, go_on = self.decision["write_nll"], self.decision["pass_nll"]
         if write is not None and skipped:

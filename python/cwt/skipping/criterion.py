@@ -34,6 +34,9 @@ class SkipCriterion:
         granularity: what is decided as one: a unit, or a chunk with all its units.
         lookahead_tokens: in ratified rounds, how many opening tokens of a unit are compared with
             those of the next unit, at most.
+        search_passes: tokens that the search of an example may read, as a multiple of its own
+            tokens; the units after that are not searched: they stay as they are, and are counted.
+            0: no limit.
     """
 
     judge: JudgeName = "forward"
@@ -44,6 +47,7 @@ class SkipCriterion:
     cumulative: bool = True
     granularity: Granularity = "unit"
     lookahead_tokens: int = 12
+    search_passes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("min_probability", "min_probability_after"):
@@ -55,6 +59,8 @@ class SkipCriterion:
             )
         if self.lookahead_tokens < 1:
             raise UserError(f"lookahead_tokens must be at least 1, got {self.lookahead_tokens}.")
+        if not self.search_passes >= 0:
+            raise UserError(f"search_passes must be at least 0, got {self.search_passes}.")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,15 @@ class Decision:
         text: of the unit.
         skipped: whether it was left out.
         flipped: the later tokens that are no longer predicted without the unit: text, unit, and
-            the probability with and without it; empty in ratified rounds.
+            the probability with and without it; empty in ratified rounds. In a long rationale they
+            are those that were read until the decision was clear.
         answer_rise: how much the NLL of the answer's value rises without the unit, in nats; None
-            where the judge does not ask.
+            where the judge does not ask, or had decided before it came to the answer.
         write_nll: in ratified rounds, the NLL of the unit's opening at its place, in nats.
         pass_nll: in ratified rounds, the NLL of the next unit's opening at that place, in nats.
         score: what a rival judge ranks the unit by, in nats: its step entropy, or what it costs to
             leave it out; None where it was never ranked.
+        searched: whether the unit was decided at all: not where search_passes were spent.
     """
 
     id: str
@@ -85,3 +93,4 @@ class Decision:
     write_nll: float | None = None
     pass_nll: float | None = None
     score: float | None = None
+    searched: bool = True

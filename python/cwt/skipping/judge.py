@@ -10,10 +10,19 @@ from cwt.skipping.scoring import (
     Place,
     TokenScores,
     answer_nll,
+    answer_nll_if_known,
     answer_value,
     places_of,
     removable_parts,
-    score_tokens,
+)
+from cwt.skipping.search import (
+    Budget,
+    Found,
+    Search,
+    Trial,
+    run_searches,
+    unsearched,
+    with_decisions,
 )
 from cwt.students.student import Student
 from cwt.students.tokenized import TokenizedExample
@@ -47,40 +56,70 @@ def find_skips(
         >>> [0 in e.kept_units for e in shorter]
         [True, True]
     """
-    start = [student.tokenize(e) for e in examples]
-    kept = list(start)
-    decisions: list[Decision] = []
-    reference = score_tokens(student, start, batch_size)
-    checked = [_checked(criterion, r, x) for r, x in zip(reference, start, strict=True)]
-    values = [answer_nll(x, r) for x, r in zip(start, reference, strict=True)]
-    parts = [removable_parts(criterion.granularity, e) for e in examples]
-    most = max(map(len, parts))
-    for n in range(most):
-        asked = [
-            (i, kept[i].example.kept & parts[i][n])
-            for i in range(len(examples))
-            if n < len(parts[i]) and kept[i].example.kept & parts[i][n] and checked[i]
+    searches = [_judged(student, criterion, student.tokenize(e)) for e in examples]
+    found = run_searches(student, searches, batch_size, progress)
+    return with_decisions(examples, found)
+
+
+def _judged(
+    student: Student, criterion: SkipCriterion, tokenized: TokenizedExample
+) -> Search[Found]:
+    """Asks for the trials of one example, one part after another."""
+    decisions: list[tuple[int, Decision]] = []
+    base = Trial(tokenized)
+    reference = yield base
+    budget = Budget(criterion.search_passes, base)
+    checked, value = _checked(criterion, reference, tokenized), answer_nll(tokenized, reference)
+    tokens = dict(zip(places_of(tokenized), tokenized.written.ids, strict=True))
+    left = tokenized.example.kept
+    parts = removable_parts(criterion.granularity, tokenized.example) if checked else []
+    for n, part in enumerate(parts):
+        gone = part & left
+        if not gone:
+            continue
+        if budget.spent_up:
+            decisions += [(n, unsearched(student, tokenized, u)) for u in sorted(gone)]
+            continue
+        trial = _trial(criterion, base, gone, checked)
+        trial.part, trial.share = n, n / len(parts)
+        scores = yield trial
+        budget.take(trial)
+        flips = [
+            {"token": student.text([tokens[place]]), "unit": place[0], **evidence}
+            for place, evidence in _upset(criterion, checked, reference, scores, max(gone)).items()
         ]
-        base = kept if criterion.cumulative else start
-        without = [base[i].keeping(base[i].example.kept - gone) for i, gone in asked]
-        after = score_tokens(student, without, batch_size)
-        for (i, gone), left, scores in zip(asked, without, after, strict=True):
-            upset = _upset(criterion, checked[i], reference[i], scores, max(gone))
-            tokens = dict(zip(places_of(start[i]), start[i].written.ids, strict=True))
-            flips = [
-                {"token": student.text([tokens[place]]), "unit": place[0], **evidence}
-                for place, evidence in upset.items()
-            ]
-            rise = answer_nll(left, scores) - values[i]
-            skipped = not flips and rise <= criterion.max_answer_nll_rise
-            for u in sorted(gone):
-                text = student.text(start[i].units[u]).strip()
-                decision = Decision(examples[i].id, u, text, skipped, flips, round(rise, 4))
-                decisions.append(decision)
-            if skipped:
-                kept[i] = kept[i].keeping(kept[i].example.kept - gone)
-        progress((n + 1) / most, f"part {n + 1}")
-    return [e.keeping(x.example.kept) for e, x in zip(examples, kept, strict=True)], decisions
+        after = answer_nll_if_known(trial.tokenized, scores)
+        rise = None if after is None else after - value
+        skipped = not flips and rise is not None and rise <= criterion.max_answer_nll_rise
+        for u in sorted(gone):
+            text = student.text(tokenized.units[u]).strip()
+            rounded = None if rise is None else round(rise, 4)
+            decision = Decision(tokenized.example.id, u, text, skipped, flips, rounded)
+            decisions.append((n, decision))
+        if skipped:
+            left -= gone
+            base = trial if criterion.cumulative else base
+    return left, decisions
+
+
+def _trial(
+    criterion: SkipCriterion, base: Trial, gone: frozenset[int], checked: set[Place]
+) -> Trial:
+    """Returns the trial of a text without some units: it ends with the first token that is upset.
+
+    Asked are the checked tokens after the units, and the answer's value.
+    """
+    item = base.tokenized.keeping(base.tokenized.example.kept - gone)
+    after = max(gone)
+    later = frozenset(place for place in checked if place[0] > after)
+
+    def settles(scores: TokenScores) -> bool:
+        return any(
+            place in later and not _still_predicted(criterion, score)
+            for place, score in scores.items()
+        )
+
+    return Trial(item, wanted=later.union(answer_value(item)), base=base, settles=settles)
 
 
 def _checked(
@@ -125,7 +164,9 @@ def _upset(
             "p_without": round(scores[u, p][1], 4),
         }
         for u, p in sorted(checked)
-        if u > after
-        and (u, p) in scores
-        and (not scores[u, p][0] or scores[u, p][1] < criterion.min_probability_after)
+        if u > after and (u, p) in scores and not _still_predicted(criterion, scores[u, p])
     }
+
+
+def _still_predicted(criterion: SkipCriterion, score: tuple[bool, float]) -> bool:
+    return score[0] and score[1] >= criterion.min_probability_after

@@ -1,6 +1,7 @@
 """Ratified rounds: the student that a judge's decisions trained decides every unit again."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from cwt.data.example import Example
 from cwt.progress import Progress, quiet
@@ -9,11 +10,20 @@ from cwt.skipping.scoring import (
     Place,
     Places,
     TokenScores,
-    answer_nll,
+    answer_nll_if_known,
+    answer_value,
     nll,
     places_of,
     removable_parts,
-    score_tokens,
+)
+from cwt.skipping.search import (
+    Budget,
+    Found,
+    Search,
+    Trial,
+    run_searches,
+    unsearched,
+    with_decisions,
 )
 from cwt.students.student import Student
 from cwt.students.tokenized import TokenizedExample
@@ -45,26 +55,51 @@ def ratify_skips(
     Returns:
         The examples with their kept_units, and a decision for every middle unit.
     """
-    kept = [student.tokenize(e) for e in examples]
-    decisions: list[Decision] = []
-    scores = score_tokens(student, kept, batch_size)
-    parts = [removable_parts(criterion.granularity, e) for e in examples]
-    most = max(map(len, parts))
-    for n in range(most):
-        asked = [i for i in range(len(kept)) if n < len(parts[i])]
-        others = [_toggled(kept[i], parts[i][n]) for i in asked]
-        passes = score_tokens(student, others, batch_size)
-        for i, other, found in zip(asked, others, passes, strict=True):
-            here, there = (kept[i], scores[i]), (other, found)
-            fuller = len(kept[i].example.kept) > len(other.example.kept)
-            written, passed = (here, there) if fuller else (there, here)
-            skipped, part, evidence = _decide(criterion, written, passed)
-            kept[i], scores[i] = passed if skipped else written
-            for u in sorted(part):
-                text = student.text(kept[i].units[u]).strip()
-                decisions.append(Decision(examples[i].id, u, text, skipped, [], *evidence))
-        progress((n + 1) / most, f"part {n + 1}")
-    return [e.keeping(x.example.kept) for e, x in zip(examples, kept, strict=True)], decisions
+    searches = [_ratified(student, criterion, student.tokenize(e)) for e in examples]
+    return with_decisions(examples, run_searches(student, searches, batch_size, progress))
+
+
+def _ratified(
+    student: Student, criterion: SkipCriterion, tokenized: TokenizedExample
+) -> Search[Found]:
+    """Asks for the trials of one example, one part after another."""
+    decisions: list[tuple[int, Decision]] = []
+    kept = Trial(tokenized, wanted=frozenset(answer_value(tokenized)))
+    scores = yield kept
+    budget = Budget(criterion.search_passes, kept)
+    parts = removable_parts(criterion.granularity, tokenized.example)
+    for n, part in enumerate(parts):
+        now = kept.tokenized
+        if budget.spent_up:
+            decisions += [(n, unsearched(student, now, u)) for u in sorted(part)]
+            continue
+        other = _toggled(now, part)
+        fuller = len(now.example.kept) > len(other.example.kept)
+        written, passed = (now, other) if fuller else (other, now)
+        toggled, opening, next_opening = _openings(criterion, written, passed)
+        here, there = (opening, next_opening) if fuller else (next_opening, opening)
+        if missing := frozenset(here) - scores.keys():
+            again = Trial(now, n, missing, base=kept, share=n / len(parts))
+            scores = scores | (yield again)
+            budget.take(again)
+        trial = Trial(other, n, frozenset(there).union(answer_value(other)), base=kept)
+        trial.share = n / len(parts)
+        if fuller:
+            trial.settles = partial(_not_likelier, next_opening, nll(scores, opening))
+        found = yield trial
+        budget.take(trial)
+        without = found if fuller else scores
+        write, go_on = nll(scores if fuller else found, opening), nll(without, next_opening)
+        rise = _rise(written, scores if fuller else found, passed, without)
+        skipped = go_on < write and rise is not None and rise <= criterion.max_answer_nll_rise
+        if skipped == fuller:
+            kept, scores = trial, found
+        evidence = (None if rise is None else round(rise, 4), round(write, 4), round(go_on, 4))
+        for u in sorted(toggled):
+            text = student.text(tokenized.units[u]).strip()
+            decision = Decision(tokenized.example.id, u, text, skipped, [], *evidence)
+            decisions.append((n, decision))
+    return kept.tokenized.example.kept, decisions
 
 
 def _toggled(tokenized: TokenizedExample, part: frozenset[int]) -> TokenizedExample:
@@ -73,22 +108,21 @@ def _toggled(tokenized: TokenizedExample, part: frozenset[int]) -> TokenizedExam
     return tokenized.keeping(kept - part if kept & part else kept | part)
 
 
-Scored = tuple[TokenizedExample, TokenScores]
+def _not_likelier(opening: Places, than: float, scores: TokenScores) -> bool:
+    """Returns whether an opening is known to be no likelier than one of this NLL, in nats."""
+    return all(place in scores for place in opening) and nll(scores, opening) >= than
 
 
-def _decide(
-    criterion: SkipCriterion, written: Scored, passed: Scored
-) -> tuple[bool, frozenset[int], tuple[float, float, float]]:
-    """Returns whether a part is skipped, the part, and (answer's rise, write NLL, pass NLL)."""
-    part = written[0].example.kept - passed[0].example.kept
-    following = min(u for u in passed[0].example.kept if u > max(part))
-    opening, next_opening = _openings(
-        criterion, _tokens(written[0], min(part)), _tokens(passed[0], following)
-    )
-    write, go_on = nll(written[1], opening), nll(passed[1], next_opening)
-    rise = answer_nll(*passed) - answer_nll(*written)
-    skipped = go_on < write and rise <= criterion.max_answer_nll_rise
-    return skipped, part, (round(rise, 4), round(write, 4), round(go_on, 4))
+def _rise(
+    written: TokenizedExample,
+    written_scores: TokenScores,
+    passed: TokenizedExample,
+    passed_scores: TokenScores,
+) -> float | None:
+    """Returns how much the answer's NLL rises without a part; None where it was not read."""
+    before = answer_nll_if_known(written, written_scores)
+    after = answer_nll_if_known(passed, passed_scores)
+    return None if before is None or after is None else after - before
 
 
 Tokens = list[tuple[Place, int]]  # (place, id) of the tokens of a unit
@@ -99,9 +133,16 @@ def _tokens(tokenized: TokenizedExample, unit: int) -> Tokens:
     return [(place, token) for place, token in tokens if place[0] == unit]
 
 
-def _openings(criterion: SkipCriterion, a: Tokens, b: Tokens) -> tuple[Places, Places]:
-    """Returns the opening tokens of two units: equally many, from where they first differ."""
-    pairs = list(zip(a, b, strict=False))
+def _openings(
+    criterion: SkipCriterion, written: TokenizedExample, passed: TokenizedExample
+) -> tuple[frozenset[int], Places, Places]:
+    """Returns the part that one text lacks, and the opening tokens of it and of what follows it.
+
+    Of both equally many, from where they first differ.
+    """
+    part = written.example.kept - passed.example.kept
+    following = min(u for u in passed.example.kept if u > max(part))
+    pairs = list(zip(_tokens(written, min(part)), _tokens(passed, following), strict=False))
     start = next((p for p, (x, y) in enumerate(pairs) if x[1] != y[1]), len(pairs) - 1)
     window = pairs[start : start + criterion.lookahead_tokens]
-    return [x[0] for x, _ in window], [y[0] for _, y in window]
+    return part, [x[0] for x, _ in window], [y[0] for _, y in window]

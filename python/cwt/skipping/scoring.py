@@ -74,6 +74,12 @@ def answer_nll(tokenized: TokenizedExample, scores: TokenScores) -> float:
     return nll(scores, answer_value(tokenized))
 
 
+def answer_nll_if_known(tokenized: TokenizedExample, scores: TokenScores) -> float | None:
+    """Returns the same; None where the value was not read to its end."""
+    known = all(place in scores for place in answer_value(tokenized))
+    return answer_nll(tokenized, scores) if known else None
+
+
 def removable_parts(granularity: Granularity, example: Example) -> list[frozenset[int]]:
     """Returns the groups of units that may be left out together, in order."""
     middle = frozenset(example.middle_units)

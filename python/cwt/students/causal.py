@@ -26,7 +26,7 @@ class CausalStudent(PretrainedStudent):
         # Padded on the left, so that all go on from the same column.
         ids = pad_sequence(rows, True, self.tokenizer.pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
-        out = self._plain_model.generate(
+        out = self.plain_model.generate(
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device), **options
         )
         written: list[list[int]] = out[:, ids.shape[1] :].tolist()

@@ -137,7 +137,7 @@ class PretrainedStudent(ABC):
         self.model.eval()
         ends = self.tokenizer.ends
         with (
-            _own_generation(self._plain_model, sorted(ends), self.tokenizer.pad),
+            _own_generation(self.plain_model, sorted(ends), self.tokenizer.pad),
             autocast(self.device, self.dtype),
         ):
             written = self._continued(prompts, max_new_tokens=max_new_tokens, **options)
@@ -147,7 +147,7 @@ class PretrainedStudent(ABC):
         return [row[: stop + 1] for row, stop in zip(written, stops, strict=True)]
 
     @property
-    def _plain_model(self) -> Any:
+    def plain_model(self) -> Any:
         """The transformers model, whose layers hold the adapters; peft wraps it."""
         wrapped = hasattr(self.model, "get_base_model")
         return self.model.get_base_model() if wrapped else self.model
@@ -158,9 +158,9 @@ class PretrainedStudent(ABC):
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         if self.tokenizer.style.chat:  # a server stops where the student's turn ends
             ends = [self.tokenizer.eos, *sorted(self.tokenizer.ends - {self.tokenizer.eos})]
-            self._plain_model.generation_config.eos_token_id = ends
+            self.plain_model.generation_config.eos_token_id = ends
             if is_adapted(self.model):
-                self._plain_model.generation_config.save_pretrained(folder)
+                self.plain_model.generation_config.save_pretrained(folder)
         if is_adapted(self.model):  # no vocabulary is added, so embeddings stay the base's
             self.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         else:

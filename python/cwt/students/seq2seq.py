@@ -32,8 +32,8 @@ class Seq2SeqStudent(PretrainedStudent):
         ids = pad_sequence(rows, True, self.tokenizer.pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0)
         start = torch.tensor([self.decoder_start] * len(rows))
-        self._plain_model.generation_config.decoder_start_token_id = self.decoder_start[0]
-        out = self._plain_model.generate(
+        self.plain_model.generation_config.decoder_start_token_id = self.decoder_start[0]
+        out = self.plain_model.generate(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             decoder_input_ids=start.to(self.device),
@@ -45,5 +45,5 @@ class Seq2SeqStudent(PretrainedStudent):
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         begin = self.tokenizer.start  # a server that gives no decoder_input_ids begins alike
         if begin:
-            self._plain_model.generation_config.forced_bos_token_id = begin[0]
+            self.plain_model.generation_config.forced_bos_token_id = begin[0]
         super().save(folder, weights)

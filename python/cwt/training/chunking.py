@@ -209,7 +209,8 @@ def text_embeddings(name: str, texts: Sequence[Sequence[str]], batch_size: int) 
 class Segmenter:
     """Divides examples into chunks by any method; computes only once what several methods need.
 
-    The answer is always the last chunk; the units before it are divided into `options.count`.
+    The answer is always the last chunk; the units before it are divided into `options.count`
+    chunks, or into chunks of about `options.tokens`.
 
     Args:
         student: its embeddings (dp) or its NLL (sbc) decide.
@@ -228,12 +229,23 @@ class Segmenter:
         self.student, self.examples, self.options = student, examples, options
         self.batch_size = batch_size
         self.lengths = [len(e.units) - 1 for e in examples]  # without the answer
-        self.start = [average_chunks(n, options.count) for n in self.lengths]
 
     @cached_property
     def tokenized(self) -> list[TokenizedExample]:
         """The examples in tokens, whole."""
         return [self.student.tokenize(e.keeping(None)) for e in self.examples]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Chunks before the answer that each example is divided into, if it has the units."""
+        if not self.options.tokens:
+            return [self.options.count] * len(self.examples)
+        return [max(1, -(-int(t.sum()) // self.options.tokens)) for t in self.tokens()]
+
+    @cached_property
+    def start(self) -> list[list[int]]:
+        """Average chunks, from which the search begins."""
+        return [average_chunks(n, k) for n, k in zip(self.lengths, self.counts, strict=True)]
 
     @cached_property
     def costs(self) -> list[np.ndarray]:
@@ -280,7 +292,7 @@ class Segmenter:
 
     def _optima(self, inputs: Sequence[np.ndarray], kind: Kind) -> list[list[int]]:
         some = [i for i, n in enumerate(self.lengths) if n]
-        ks = [min(self.lengths[i], self.options.count) for i in some]
+        ks = [min(self.lengths[i], self.counts[i]) for i in some]
         found = cwt_ext.segment_batch([inputs[i] for i in some], k=ks, kind=kind)
         cuts = dict(zip(some, (s.boundaries.tolist() for s in found), strict=True))
         return [cuts.get(i, [0]) for i in range(len(self.examples))]

@@ -24,6 +24,8 @@ class ChunkOptions:
             (search-based chunking: moves one boundary at a time), sbc-exact (the optimum of its
             objective) or length (as equal in tokens as the units allow).
         count: chunks before the answer, which is always a chunk of its own.
+        tokens: tokens of a chunk, about: a rationale has as many chunks as that takes, whatever
+            count says. 0: count.
         objective: what sbc minimises, summed over the chunks: the student's negative
             log-likelihood (NLL) per token of a chunk (mean), or of the whole chunk (sum).
         min_gain: what a move of sbc must lower the objective by, at least, in nats a token (mean)
@@ -36,6 +38,7 @@ class ChunkOptions:
 
     method: ChunkMethod = "ac"
     count: int = 5
+    tokens: int = 0
     objective: Objective = "mean"
     min_gain: float = 0.0
     embeddings: str = "student"
@@ -44,6 +47,8 @@ class ChunkOptions:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"count must be at least 1, got {self.count}.")
+        if self.tokens < 0:
+            raise UserError(f"tokens must not be negative, got {self.tokens}.")
         if not self.min_gain >= 0:
             raise UserError(f"min_gain must be at least 0, got {self.min_gain}.")
 
