@@ -1,6 +1,7 @@
 """Signals, losses that are not finite, full disks, files that change: a clear end, nothing lost."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,9 +17,14 @@ import pytest
 import torch
 from app_fixtures import tiny
 from cwt.cli import main
+from cwt.config import load_config
 from cwt.errors import UserError
 from cwt.files import read_lines, replacing, write_text
-from cwt.interrupts import postponed, terminable
+from cwt.interrupts import ask_once, postponed, terminable
+from cwt.pipeline.methods import METHODS
+from cwt.pipeline.stages import recipe_of
+from cwt.pipeline.workspace import Workspace
+from cwt.training.sampler import Sampler
 from safetensors.torch import load_file
 from train_cases import RECIPE, same_weights, trained
 
@@ -68,6 +74,13 @@ def test_a_signal_waits_for_the_end_of_the_block(signum):
             signal.raise_signal(signum)  # the second is heard at once, and both count as one
             assert heard == [signum, signum]
         assert heard == [signum, signum]
+        with postponed():
+            ask_once(signum)
+            ask_once(signum)  # nobody is impatient
+            assert heard == [signum, signum]
+        assert heard == [signum] * 3
+        ask_once(signum)
+        assert heard == [signum] * 4
     finally:
         signal.signal(signum, before)
 
@@ -145,30 +158,83 @@ def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, signum
     assert line.startswith("cwt: stopped; the same command goes on from here: cwt run ")
     assert line.endswith(f"--out '{out}'")
     for name in names:
-        (checkpoint,) = (out / "students" / name).glob("checkpoint-*")
-        step = int(checkpoint.name.split("-")[1])
-        assert len(read_lines(out / "students" / name / "train_log.jsonl")) == step > 0
+        saved_steps(out, name)
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    """Else they would write beside the next run, which finds no lock."""
+@pytest.fixture
+def two_workers(tmp_path):
+    """A run that trains FTT and CWT side by side, each past its first step: (run, workers, out)."""
     out = tmp_path / "r"
-    flags = [*options(900_000, "FTT,CWT"), "--jobs", "2"]
+    flags = [*options(900_000, "FTT,CWT"), "--jobs", "2", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cwt", "run", *flags, "--out", str(out)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "cwt", "run", *flags], start_new_session=True,
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(list(out.glob("students/*/train_log.jsonl"))) < 2:
-        assert process.poll() is None
+    while sum(p.stat().st_size > 0 for p in out.glob("students/*/train_log.jsonl")) < 2:
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
+    children = psutil.Process(process.pid).children(recursive=True)
+    yield process, [c for c in children if "spawn_main" in " ".join(c.cmdline())], out
+    process.kill()
+    process.communicate()
+
+
+def saved_steps(out, name):
+    """The step of a row's only checkpoint; the log ends there."""
+    (checkpoint,) = (out / "students" / name).glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert len(read_lines(out / "students" / name / "train_log.jsonl")) == step > 0
+    return step
+
+
+def test_workers_end_with_a_parent_that_is_killed(two_workers):
+    """Else they would write beside the next run, which finds no lock."""
+    process, workers, _ = two_workers
+    assert len(workers) == 2
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+def test_a_worker_that_is_killed_has_a_last_word_and_its_sibling_saves(two_workers):
+    process, workers, out = two_workers
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = errors.splitlines()
+    found = re.fullmatch(
+        r"cwt: the process of (FTT|CWT), training, step (\d+) \((.*) and (\d+) more\), was killed "
+        r"\(out of memory\?\); the same command goes on from its last checkpoint, --jobs 1 .*",
+        line,
+    )
+    assert found, line
+    name, step, first, more = found.groups()
+    # The ids are those of the step, drawn once more.
+    ws = Workspace(load_config(out / "config.yaml"), out)
+    method, student = METHODS[name], tiny()
+    rows = [student.tokenize(e) for e in ws.training_examples(method.chunking)]
+    sampler = Sampler(rows, recipe_of(ws, method))
+    drawn = [[row.example for row in sampler.draw()] for _ in range(int(step))][-1]
+    assert first.split(", ") == drawn[:8]
+    assert int(more) == len(drawn) - 8
+    # It saved nothing (by the clock there is no checkpoint yet); the other did, and both ended.
+    assert not list((out / "students" / name).glob("checkpoint-*"))
+    saved_steps(out, {"FTT": "CWT", "CWT": "FTT"}[name])
+    assert not [worker for worker in workers if worker.is_running()]
+
+
+def test_a_signal_to_the_whole_group_is_heard_once_in_each_worker(two_workers):
+    """Heard twice, from the system and from the parent, it would end a worker before it saves."""
+    process, _, out = two_workers
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert len(errors.splitlines()) == 1
+    for name in ("FTT", "CWT"):
+        saved_steps(out, name)
 
 
 # Losses and gradients that are not finite

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from app_fixtures import DATA, needs_data, squeezed
 from cwt.cli import main
@@ -220,27 +219,6 @@ def test_epochs_are_passes_over_all_rationales(tmp_path):
     assert tokens == by_hand  # the end-of-sequence token of each rationale too
     for row in read_json(tmp_path / "e/report.json")["methods"]:
         assert 1.5 * tokens <= row["loss_tokens"] < 1.5 * tokens + 16 * 80
-
-
-def test_a_killed_worker_is_one_clear_line(tmp_path):
-    out = tmp_path / "w"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cwt", "run", *SMALL, "--jobs", "2", "--out", str(out)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (out / "students/CWT").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
-    workers[0].kill()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    (line,) = errors.splitlines()
-    assert "was killed (out of memory?); the same command goes on" in line
 
 
 @needs_data

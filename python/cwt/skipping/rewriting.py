@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cwt.at_hand import at_hand
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.example import Example
 from cwt.data.units import UnitKind, answer_start, split_units
@@ -44,6 +45,7 @@ def shortest_correct(
     best: dict[int, tuple[int, str]] = {}
     for at in range(0, len(asked), batch_size):
         part = asked[at : at + batch_size]
+        at_hand("sampling", [examples[i].id for i in part])
         rows = student.sample([prompts[i] for i in part], max_new_tokens, temperature, seed + at)
         for i, ids in zip(part, rows, strict=True):
             text = student.text(ids)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from cwt.at_hand import at_hand
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.students.tokenized import Batch, TokenizedExample, TokenSequence
@@ -125,6 +126,7 @@ def iterate_logits(
         waiting: list[tuple[list[int], Batch | None]] = [(part, whole)]
         while waiting:
             rows, ready = waiting.pop()
+            at_hand("reading", [sequences[i].example for i in rows])
             batch = ready or student.collate([sequences[i] for i in rows])
             logits = _logits_if_they_fit(student, batch)
             if logits is not None:
