@@ -139,7 +139,7 @@ class _Crew:
             raise  # the pool has told the others, by SIGTERM
         except BaseException:
             self.stop.value = 1
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and waits: they still write into the folder
             raise
 
     def obituary(self) -> str:
