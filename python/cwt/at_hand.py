@@ -32,10 +32,10 @@ def at_hand(doing: str, examples: Sequence[str] = ()) -> None:
     """
     if _file < 0:
         return
-    line = f"{os.getpid()} {doing}"
-    if examples:
-        more = f" and {len(examples) - _NAMED} more" if len(examples) > _NAMED else ""
-        line += f" ({', '.join(examples[:_NAMED])}{more})"
+    line, ids = f"{os.getpid()} {doing}", [name for name in examples if name]
+    if ids:
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        line += f" ({', '.join(ids[:_NAMED])}{more})"
     # Always as long, because a shorter line would leave the end of a longer one behind it.
     os.pwrite(_file, line.encode("utf-8", "replace")[:_SIZE].ljust(_SIZE), 0)
 
