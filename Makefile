@@ -1,19 +1,21 @@
 # make demo    train and compare the methods on the embedded default, print the table
 # make test    the test suite                 make lint      ruff, mypy, clang-format, codespell
-# make bench   the benchmarks                 make sanitize  the slow tests
+# make bench   the benchmarks                 make sanitize  the slow tests, sanitizers among them
+# make fuzz    fuzzing by coverage, a minute  make matrix PYTHONS="python3.10 python3.12"
 # make docs    the site, in build/site        make release   sdist and wheel, checked, in build/release
 # make wheel   a wheel in build/wheel         make sdist     an sdist, and what is built from it
 # make tiny    the embedded student again     make wheel-check TORCH=2.14.1   the wheel, elsewhere
-# make lock    .ci/requirements.lock again    make matrix PYTHONS="python3.10 python3.12"
+# make lock    .ci/requirements.lock again
 # The torch that is installed is the one pinned in pyproject.toml. On Linux, PyPI's torch brings
 # CUDA along; point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at a CPU build to do without.
 PYTHON ?= python3
 BIN := .venv/bin
 BUILD := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 DEMO ?= --preset default
+FUZZ_SECONDS ?= 15
 PYTHONS ?= python3.10 python3.12 python3.13
 
-.PHONY: demo test lint sanitize bench docs wheel wheel-check sdist release matrix lock tiny clean
+.PHONY: demo test lint sanitize fuzz bench docs wheel wheel-check sdist release matrix lock tiny clean
 
 demo: .venv/app
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -39,6 +41,11 @@ bench: .venv/test
 
 sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
 	$(BIN)/python -m pytest -m slow
+
+fuzz: .venv/test  # each target so many seconds; what it keeps is in build/fuzz
+	$(BIN)/python setup.py -q build_ext --inplace
+	for target in segment readers units answers; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $$target $(FUZZ_SECONDS) || exit 1; done
 
 wheel: .venv/app  # what `pip install --no-build-isolation .` builds
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .

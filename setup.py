@@ -5,7 +5,8 @@ cwt_ext/libcwt_ext_cuda.so  their CUDA kernels, where there is nvcc; needs no GP
 cwt_ext/_segment*.so        the segmenter, a pybind11 module; no torch
 
 CWT_CUDA=0 builds no CUDA, 1 insists on it, auto (default) looks for nvcc (csrc/cuda_toolkit.py);
-TORCH_CUDA_ARCH_LIST as in torch, CXX the C++ compiler, also nvcc's. CWT_DEBUG=1 builds with -O0 -g.
+TORCH_CUDA_ARCH_LIST as in torch, CXX the C++ compiler, also nvcc's. CWT_DEBUG=1 builds with -O0 -g,
+CWT_SANITIZE=address,undefined (or thread) with these sanitizers (tests/test_sanitizers.py).
 *_avx2.cpp, *_avx512.cpp and *_neon.cpp are compiled for that instruction set and called only where
 the processor has it; nothing is built with -march=native.
 """
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 from cuda_toolkit import find_nvcc  # noqa: E402
 
 DEBUG = os.environ.get("CWT_DEBUG") == "1"
+SANITIZE = os.environ.get("CWT_SANITIZE", "")
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 OPS = "cwt_ext.libcwt_ext"
@@ -34,7 +36,11 @@ SEGMENT = "cwt_ext._segment"
 
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 COMMON += ["-fno-math-errno"]  # a square root is one instruction
-COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+if SANITIZE:
+    COMMON += ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS]
+else:
+    COMMON += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 INSTRUCTION_SETS = {  # by the ending of a source's name: the machine that may have it, its flags
@@ -97,7 +103,7 @@ def flags(library: str) -> tuple[list[str], list[str]]:
         include.append(str(NVCC.toolkit / "include"))
         link += [f"-L{NVCC.toolkit / 'lib'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     folders = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include)]
-    return COMMON + defines + folders, ["-shared", *link]
+    return COMMON + defines + folders, ["-shared", *SANITIZERS, *link]
 
 
 def escape(path: Path) -> str:
@@ -160,7 +166,10 @@ class NinjaBuild(build_ext):
         return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
-        folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.version_info[1]}"
+        variant = "-".join(
+            [sysconfig.get_platform(), str(sys.version_info[1]), *SANITIZE.split(",")]
+        )
+        folder = ROOT / "build" / f"native-{variant.rstrip('-')}"
         folder.mkdir(parents=True, exist_ok=True)
         ninja = NinjaFile(folder)
         stub = folder / "libtorch_cuda.so"

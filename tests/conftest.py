@@ -1,5 +1,7 @@
+import gc
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,11 +27,32 @@ def _seeds() -> None:
     seed_everything()
 
 
+@pytest.fixture(scope="session")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded student as a folder, so that it is one of the user's own; it is only read."""
+    from app_fixtures import tiny
+
+    folder = tmp_path_factory.mktemp("mine")
+    tiny().save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test uses the key of whoever runs it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test on data beside the project, `realdata(path)`, where its path is not there."""
     for mark in item.iter_markers("realdata"):
         if not mark.args[0].exists():
             pytest.skip("the data beside the project is not there: ../shared (marker realdata)")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keeps what is imported out of garbage collections; each training asks for one."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,7 @@ A process of its own, with one thread, so that a fork is a whole process; forkin
 imported everything makes a kill cost no start of Python.
 """
 
+import gc
 import json
 import os
 import random
@@ -125,4 +126,5 @@ if __name__ == "__main__":
     import cwt.pipeline.skips
     import cwt.teaching  # noqa: F401
 
+    gc.freeze()  # a collection in a child would copy every page of what is imported
     main()

@@ -21,17 +21,9 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The embedded student as a folder of its own."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(base, tmp_path_factory):
+def trained(mine, tmp_path_factory):
     """(student with adapters on all linear modules, its folder)."""
-    student = load_student(str(base), lora="r=4,alpha=8")
+    student = load_student(str(mine), lora="r=4,alpha=8")
     folder = tmp_path_factory.mktemp("adapter") / "FTT"
     train(student, examples(8), RECIPE, folder, cpu=True)
     return student, folder
@@ -47,9 +39,9 @@ def tied(student):
     return student.model.get_input_embeddings().weight
 
 
-def test_only_adapters_are_trained_and_saved(base, trained):
+def test_only_adapters_are_trained_and_saved(mine, trained):
     student, folder = trained
-    start = load_student(str(base)).model.state_dict()
+    start = load_student(str(mine)).model.state_dict()
     moved = 0
     for name, value in student.model.named_parameters():
         if "lora_" in name:
@@ -64,7 +56,7 @@ def test_only_adapters_are_trained_and_saved(base, trained):
     assert (folder / "adapter_config.json").exists()
     assert not (folder / "model.safetensors").exists()
     size = (folder / "adapter_model.safetensors").stat().st_size
-    assert size < (base / "model.safetensors").stat().st_size / 4
+    assert size < (mine / "model.safetensors").stat().st_size / 4
 
 
 def test_an_adapter_folder_loads_as_a_student_that_trains_on(trained, tmp_path):
@@ -96,8 +88,8 @@ def test_merged_weights_give_the_same_logits_and_answers(trained, tmp_path, caps
     assert "is not the folder of an adapter" in capsys.readouterr().err
 
 
-def test_an_adapter_on_the_head_changes_the_logits_and_is_trained(base, tmp_path):
-    student = load_student(str(base), lora="r=4,alpha=8,targets=lm_head")
+def test_an_adapter_on_the_head_changes_the_logits_and_is_trained(mine, tmp_path):
+    student = load_student(str(mine), lora="r=4,alpha=8,targets=lm_head")
     before = logits(student)
     assert torch.equal(before, logits(tiny()))  # adapters begin as nothing
     assert student.model.get_output_embeddings().weight is tied(student)
@@ -122,10 +114,10 @@ def test_judges_work_with_adapters(trained):
     assert {d.id for d in decisions} <= {e.id for e in examples(2)}
 
 
-def test_a_run_with_adapters_goes_on_from_them(base, tmp_path, capsys):
+def test_a_run_with_adapters_goes_on_from_them(mine, tmp_path, capsys):
     out = tmp_path / "r"
     main([
-        "run", "--student", str(base), "--lora", "r=2,alpha=4", "--dtype", "float32", "--methods",
+        "run", "--student", str(mine), "--lora", "r=2,alpha=4", "--dtype", "float32", "--methods",
         "STT-at-once", "--data.train-size", "12", "--data.validation-size", "2",
         "--data.test-size", "2",
         "--budget", "600", "--skip.rounds", "2", "--eval.max-new-tokens", "8",
@@ -134,7 +126,7 @@ def test_a_run_with_adapters_goes_on_from_them(base, tmp_path, capsys):
     capsys.readouterr()
     for name in ("FTT-small-batch", "STT-at-once-round-1", "STT-at-once-round-2"):
         config = read_json(out / f"students/{name}/adapter_config.json")
-        assert (config["r"], config["base_model_name_or_path"]) == (2, str(base.resolve()))
+        assert (config["r"], config["base_model_name_or_path"]) == (2, str(mine.resolve()))
     recipe = read_json(out / "students/FTT-small-batch/train.json")["recipe"]
     assert recipe["learning_rate"] == 1e-4
     plan = read_json(out / "run.json")
@@ -156,6 +148,6 @@ def test_options_that_cannot_be(text, message):
         parse_lora(text)
 
 
-def test_a_target_that_no_module_has_is_named(base):
+def test_a_target_that_no_module_has_is_named(mine):
     with pytest.raises(UserError, match=r"--lora: targets=wq: Target modules .* not found"):
-        load_student(str(base), lora="targets=wq")
+        load_student(str(mine), lora="targets=wq")

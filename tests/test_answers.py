@@ -2,6 +2,7 @@ import ast
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -160,6 +161,26 @@ def test_a_comparison_that_takes_too_long_is_cut_off(monkeypatch):
     assert time.monotonic() - begin < 20
     monkeypatch.undo()
     assert formula._CHILD.ask("x+1", "1+x")  # a new child answers
+
+
+def test_a_child_that_is_killed_over_a_question_is_asked_once_more():
+    """kill -9 while the question is in the pipe: the verdict is that of a new child."""
+    assert formula._CHILD.ask("x+2", "2+x")
+    first = formula._CHILD._process
+    first.send_signal(signal.SIGSTOP)
+    killer = threading.Timer(0.3, first.kill)
+    killer.start()
+    assert formula._CHILD.ask("x+3", "3+x")
+    killer.join()
+    assert first.poll() == -signal.SIGKILL
+    assert formula._CHILD._process.pid != first.pid
+
+
+def test_a_formula_that_kills_its_child_twice_is_not_equal(monkeypatch, tmp_path):
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text("import os\nprint('ready', flush=True)\ninput()\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setattr(formula, "_START", f"import runpy; runpy.run_path({str(deadly)!r})")
+    assert not formula._Child().ask("x", "x")
 
 
 def test_a_child_that_does_not_start_is_an_error_of_the_user(monkeypatch):

@@ -1,6 +1,7 @@
 """Signals, losses that are not finite, full disks, files that change: a clear end, nothing lost."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,9 +17,14 @@ import pytest
 import torch
 from app_fixtures import tiny
 from cwt.cli import main
+from cwt.config import load_config
 from cwt.errors import UserError
 from cwt.files import read_lines, replacing, write_text
-from cwt.interrupts import postponed, terminable
+from cwt.interrupts import ask_once, postponed, terminable
+from cwt.pipeline.methods import METHODS
+from cwt.pipeline.stages import recipe_of
+from cwt.pipeline.workspace import Workspace
+from cwt.training.sampler import Sampler
 from safetensors.torch import load_file
 from train_cases import RECIPE, same_weights, trained
 
@@ -68,6 +74,13 @@ def test_a_signal_waits_for_the_end_of_the_block(signum):
             signal.raise_signal(signum)  # the second is heard at once, and both count as one
             assert heard == [signum, signum]
         assert heard == [signum, signum]
+        with postponed():
+            ask_once(signum)
+            ask_once(signum)  # nobody is impatient
+            assert heard == [signum, signum]
+        assert heard == [signum] * 3
+        ask_once(signum)
+        assert heard == [signum] * 4
     finally:
         signal.signal(signum, before)
 
@@ -99,9 +112,16 @@ def test_sigterm_interrupts_where_sigint_is_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupted_training_ends_its_step_and_goes_on_to_the_same_weights(tmp_path):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """RECIPE undisturbed: (the student, the rows of its log); checkpoints change neither."""
+    out = tmp_path_factory.mktemp("straight")
+    model, _ = trained(out, replace(RECIPE, checkpoint_seconds=1e6))
+    return model, read_lines(out / "train_log.jsonl")
+
+
+def test_an_interrupted_training_ends_its_step_and_goes_on_to_the_same_weights(tmp_path, straight):
     recipe = replace(RECIPE, checkpoint_seconds=1e6)  # by the clock there would be no checkpoint
-    straight, _ = trained(tmp_path / "straight", recipe)
     seen = []
 
     def interrupt(share, text):
@@ -116,59 +136,130 @@ def test_an_interrupted_training_ends_its_step_and_goes_on_to_the_same_weights(t
     assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-4"]
     assert [row["step"] for row in read_lines(out / "train_log.jsonl")] == [1, 2, 3, 4]
     resumed, _ = trained(out, recipe)
-    assert same_weights(straight, resumed)
-    log = read_lines(out / "train_log.jsonl")
-    assert log == read_lines(tmp_path / "straight/train_log.jsonl")
+    assert same_weights(straight[0], resumed)
+    assert read_lines(out / "train_log.jsonl") == straight[1]
+
+
+def saved_steps(out, name):
+    """The step of a row's only checkpoint; the log ends there."""
+    (checkpoint,) = (out / "students" / name).glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert len(read_lines(out / "students" / name / "train_log.jsonl")) == step > 0
+    return step
+
+
+def check_last_line(errors, out):
+    (line,) = errors.splitlines()
+    assert line.startswith("cwt: stopped; the same command goes on from here: cwt run ")
+    assert line.endswith(f"--out '{out}'")
+
+
+def wait_for_steps(out, rows):
+    """Returns when so many rows of the table are past their first step."""
+    deadline = time.monotonic() + 120
+    while sum(p.stat().st_size > 0 for p in out.glob("students/*/train_log.jsonl")) < rows:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def disturbed(out, jobs, disturb):
+    """Runs FTT and CWT in this process, does something as they train; returns the exit code."""
+
+    def later():
+        wait_for_steps(out, jobs)
+        time.sleep(0.3)
+        disturb()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *options(900_000, "FTT,CWT"), "--jobs", str(jobs), "--out", str(out)])
+    thread.join()
+    return ended.value.code
+
+
+def workers_of(process):
+    """The workers of a run, which are started by multiprocessing."""
+    children = process.children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize(
     ("signum", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)]
 )
-def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, signum, jobs):
+def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, capsys, signum, jobs):
     out = tmp_path / "a run"
-    flags = options(90_000, "FTT,CWT")
+    assert disturbed(out, jobs, lambda: os.kill(os.getpid(), signum)) == 128 + signum
+    check_last_line(capsys.readouterr().err, out)
+    for name in ["FTT", "CWT"][:jobs]:
+        saved_steps(out, name)
+
+
+@pytest.fixture
+def two_workers(tmp_path):
+    """A run that trains FTT and CWT side by side, each past its first step: (process, folder)."""
+    out = tmp_path / "a run"
+    flags = [*options(900_000, "FTT,CWT"), "--jobs", "2", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cwt", "run", *flags, "--jobs", str(jobs), "--out", str(out)],
+        [sys.executable, "-m", "cwt", "run", *flags], start_new_session=True,
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    names = ["FTT", "CWT"][:jobs]
-    deadline = time.monotonic() + 120
-    while not all((out / "students" / name / "train_log.jsonl").exists() for name in names):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, errors
-    (line,) = errors.splitlines()
-    assert line.startswith("cwt: stopped; the same command goes on from here: cwt run ")
-    assert line.endswith(f"--out '{out}'")
-    for name in names:
-        (checkpoint,) = (out / "students" / name).glob("checkpoint-*")
-        step = int(checkpoint.name.split("-")[1])
-        assert len(read_lines(out / "students" / name / "train_log.jsonl")) == step > 0
+    wait_for_steps(out, 2)
+    yield process, out
+    process.kill()
+    process.communicate()
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(two_workers):
     """Else they would write beside the next run, which finds no lock."""
-    out = tmp_path / "r"
-    flags = [*options(900_000, "FTT,CWT"), "--jobs", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cwt", "run", *flags, "--out", str(out)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("students/*/train_log.jsonl"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
+    process, _ = two_workers
+    workers = workers_of(psutil.Process(process.pid))
+    assert len(workers) == 2
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+def test_a_worker_that_is_killed_has_a_last_word_and_its_sibling_saves(tmp_path, capsys):
+    out, workers = tmp_path / "a run", []
+
+    def kill():
+        workers.extend(workers_of(psutil.Process()))
+        workers[0].kill()
+
+    assert disturbed(out, 2, kill) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(
+        r"cwt: the process of (FTT|CWT), training, step (\d+) \((.*?)(?: and (\d+) more)?\), was "
+        r"killed \(out of memory\?\); the same command goes on from its last checkpoint, .*",
+        line,
+    )
+    assert found, line
+    name, step, first, more = found.groups(default="0")
+    # The ids are those of the step, drawn once more.
+    ws = Workspace(load_config(out / "config.yaml"), out)
+    method, student = METHODS[name], tiny()
+    rows = [student.tokenize(e) for e in ws.training_examples(method.chunking)]
+    sampler = Sampler(rows, recipe_of(ws, method))
+    drawn = [[row.example for row in sampler.draw()] for _ in range(int(step))][-1]
+    assert first.split(", ") == drawn[:8]
+    assert int(more) == max(0, len(drawn) - 8)
+    # It saved nothing (by the clock there is no checkpoint yet); the other did, and both ended.
+    assert not list((out / "students" / name).glob("checkpoint-*"))
+    saved_steps(out, {"FTT": "CWT", "CWT": "FTT"}[name])
+    assert not [worker for worker in workers if worker.is_running()]
+
+
+def test_workers_hear_once_that_their_group_is_to_stop(two_workers):
+    """Told by the system and by the parent, a worker would else end before it saves."""
+    process, out = two_workers
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    check_last_line(errors, out)
+    for name in ("FTT", "CWT"):
+        saved_steps(out, name)
 
 
 # Losses and gradients that are not finite
@@ -177,13 +268,12 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e6])
 def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(
-    tmp_path, monkeypatch, what, checkpoint_seconds
+    tmp_path, monkeypatch, what, checkpoint_seconds, straight
 ):
     from cwt.training.loop import _Run
     from cwt.training.sampler import Sampler
 
     recipe = replace(RECIPE, checkpoint_seconds=checkpoint_seconds)
-    straight, _ = trained(tmp_path / "straight", recipe)
     whole, draw = _Run.loss, Sampler.draw
     steps = []
 
@@ -214,7 +304,7 @@ def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(
     assert all(value.isfinite().all() for value in kept.values())
     # What was saved is the state before the step: without the poison it is the run it was.
     resumed, _ = trained(out, recipe)
-    assert same_weights(straight, resumed)
+    assert same_weights(straight[0], resumed)
 
 
 # Disks and files
@@ -234,7 +324,7 @@ def test_a_disk_that_is_full_in_training_leaves_what_was_there(tmp_path):
     assert "no checkpoint was saved before" in line
     assert not list(out.glob("students/*/*checkpoint*"))
     before = contents(out / "data") | contents(out / "chunks")
-    assert cwt("run", *FLAGS, "--out", out, "--jobs", "1").returncode == 0
+    main(["run", *FLAGS, "--out", str(out), "--jobs", "1"])
     assert before.items() <= contents(out).items()
 
 
@@ -259,15 +349,17 @@ def test_a_full_disk_is_one_line_of_the_command_line(tmp_path):
         "intact.\n"
     )
     assert {p.name for p in (tmp_path / "r").rglob("*") if p.is_file()} <= {"config.yaml", ".lock"}
-    assert cwt("data", *SIZES, "--out", tmp_path / "r").returncode == 0
+    main(["data", *SIZES, "--out", str(tmp_path / "r")])
+    assert (tmp_path / "r/data/train.jsonl").stat().st_size > 3000
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="/sys is Linux's")
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(capsys):
     # /sys refuses new folders to everybody, root too.
-    done = cwt("data", *SIZES, "--out", "/sys/run-of-cwt")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    with pytest.raises(SystemExit) as ended:
+        main(["data", *SIZES, "--out", "/sys/run-of-cwt"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cwt: /sys/run-of-cwt: ")
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 APPLICATION = ROOT / "python" / "cwt"
 
 # What each room of the application may import, beside itself, cwt_ext, and what is in every hand.
-EVERYONE = {"errors", "files", "interrupts", "processes", "progress"}
+EVERYONE = {"at_hand", "errors", "files", "interrupts", "processes", "progress"}
 ROOMS = {
     "data": set(),
     "teaching": {"data"},

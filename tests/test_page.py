@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import math
 import os
 import random
@@ -118,6 +119,15 @@ def test_a_figure_grows_until_all_names_have_room():
     assert plot.frame.height > 200
     assert sorted(p.label.text for p in plot.points) == sorted(row["name"] for row in rows)
     assert len({(p.label.x, p.label.y) for p in plot.points}) == 10
+
+
+def test_any_number_of_names_at_one_point_find_room():
+    """As where no student answers yet: the figure grows, and so does how far a name may be."""
+    names = [f"{i}: a row whose name is wide" for i in range(24)]  # no two fit side by side
+    plot = scatter([made.row(name, 0.0, (0.0, 0.2), 8.0, None) for name in names], 360, 200)
+    assert sorted(point.label.text for point in plot.points) == sorted(names)
+    heights = sorted(point.label.y for point in plot.points)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 15
 
 
 def test_curves_are_means_over_stretches_of_steps():

@@ -16,14 +16,6 @@ from cwt.students.tokenized import TokenizedExample, whole_sequence
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The embedded student as a folder, so that it is one of the user's own."""
-    folder = tmp_path_factory.mktemp("mine")
-    tiny().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """60 rationales, five of them not usable, and 11 questions with an answer alone."""
     folder = tmp_path_factory.mktemp("data")
@@ -43,8 +35,8 @@ def options(*flags) -> Begins:
     return _parse("run", [str(flag) for flag in flags])
 
 
-def test_another_student_than_tiny_has_the_preset_real(folder, tmp_path):
-    ours, theirs = options().options, options("--student", folder).options
+def test_another_student_than_tiny_has_the_preset_real(mine, tmp_path):
+    ours, theirs = options().options, options("--student", mine).options
     assert (ours.train.learning_rate, ours.dtype, ours.train.budget) == (2e-3, "float32", 400_000)
     assert (ours.train.epochs, ours.eval.max_new_tokens, ours.batches) == (0.0, 256, "rows")
     assert (theirs.train.learning_rate, theirs.dtype, theirs.train.epochs) == (0.0, "auto", 3.0)
@@ -54,37 +46,37 @@ def test_another_student_than_tiny_has_the_preset_real(folder, tmp_path):
         "tokens",
         6,
     )
-    assert str(options("--student", folder).out) == "runs/real"
+    assert str(options("--student", mine).out) == "runs/real"
     assert options("--student=tiny").options == ours
     file = tmp_path / "mine.yaml"
-    file.write_text(f"student: {folder}\ntrain:\n  patience: 5\n")
+    file.write_text(f"student: {mine}\ntrain:\n  patience: 5\n")
     from_file = options("--config", file).options
     assert (from_file.train.patience, from_file.train.epochs) == (5, 3.0)
 
 
-def test_a_budget_that_is_given_holds(folder, tmp_path):
-    assert options("--student", folder, "--budget", "9000").options.train.epochs == 0.0
-    both = options("--student", folder, "--budget", "9000", "--epochs", "2").options.train
+def test_a_budget_that_is_given_holds(mine, tmp_path):
+    assert options("--student", mine, "--budget", "9000").options.train.epochs == 0.0
+    both = options("--student", mine, "--budget", "9000", "--epochs", "2").options.train
     assert (both.epochs, both.budget) == (2.0, 9000)
-    quick = options("--student", folder, "--preset", "quick").options
+    quick = options("--student", mine, "--preset", "quick").options
     assert (quick.train.epochs, quick.train.budget, quick.dtype) == (0.0, 40_000, "auto")
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  budget: 700\n")
-    from_file = options("--student", folder, "--config", file).options.train
+    from_file = options("--student", mine, "--config", file).options.train
     assert (from_file.epochs, from_file.budget) == (0.0, 700)
 
 
-def run(folder, data, out, *flags):
+def run(mine, data, out, *flags):
     main([
-        "run", "--student", str(folder), "--data", str(data / "train.json"), "--eval-data",
+        "run", "--student", str(mine), "--data", str(data / "train.json"), "--eval-data",
         str(data / "test.json"), "--eval.latency-questions", "0", "--out", str(out), *flags,
     ])  # fmt: skip
 
 
-def test_a_run_of_ones_own_uses_every_row_and_says_what_it_will_do(folder, data, tmp_path, capsys):
+def test_a_run_of_ones_own_uses_every_row_and_says_what_it_will_do(mine, data, tmp_path, capsys):
     out = tmp_path / "r"
     flags = ("--train.learning-rate", "1e-3", "--train.patience", "6")
-    run(folder, data, out, "--methods", "answer-only,FTT,CWT,continued", *flags)
+    run(mine, data, out, "--methods", "answer-only,FTT,CWT,continued", *flags)
     printed = capsys.readouterr().out
     plan = read_json(out / "run.json")
     whole = [tiny().tokenize(e) for e in open_workspace(load_config(out / "config.yaml"), out)
@@ -163,9 +155,19 @@ def test_rows_that_a_judge_cannot_read_are_left_out_and_listed(method, data, tmp
     assert not (tmp_path / "none/data").exists()
 
 
-def test_epochs_are_a_unit_of_the_budget(folder, data, tmp_path, capsys):
+def test_epochs_are_a_unit_of_the_budget(mine, data, tmp_path, capsys):
     out = tmp_path / "r"
-    main(["data", "--student", str(folder), "--data", str(data / "train.json"), "--out", str(out)])
+    main(
+        [
+            "data",
+            "--student",
+            str(mine),
+            "--data",
+            str(data / "train.json"),
+            "--out",
+            str(out),
+        ]
+    )
     main(["chunk", "--out", str(out)])
     capsys.readouterr()
     tokens = read_json(out / "chunks/chunks.json")["tokens_per_epoch"]

@@ -3,7 +3,6 @@
 Each property is a plain function of what Hypothesis draws; `hold` runs it on so many cases.
 """
 
-import gzip
 import json
 import random
 import time
@@ -19,18 +18,19 @@ from cwt.data.sentences import protected_spans, sentence_ends
 from cwt.data.split import draw_splits
 from cwt.data.units import answer_start, split_units
 from cwt.errors import UserError
+from fuzz import targets
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from reader_rows import SUM
 from segment_oracle import all_optima, cost_table, forbid
 from test_answers import BITS
-from test_readers import ROWS, SUM
 from test_units import KINDS, PIECES
 
 import cwt_ext
 from cwt_ext import reference
 
 CASES = pytest.mark.parametrize("cases", [15, pytest.param(1500, marks=pytest.mark.slow)])
-FUZZ_SECONDS = pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+FUZZ_SECONDS = pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 
 
 def hold(law, cases, *drawn, **named):
@@ -260,7 +260,7 @@ def test_examples_are_written_and_read_back_and_split_without_a_leak(tmp_path, c
     hold(law, cases, st.lists(TEXTS, min_size=1, max_size=8), st.integers(0, 99))
 
 
-# Fuzzing: bytes that were right are broken at random, for a bounded time.
+# Fuzzing without coverage: bytes that were right are broken at random, for a bounded time.
 
 
 def broken(rng, data):
@@ -269,61 +269,19 @@ def broken(rng, data):
     for _ in range(rng.randint(1, 6)):
         at, to = sorted(rng.randrange(len(data) + 1) for _ in range(2))
         to = min(to, at + rng.randint(0, 40))
-        piece = rng.choice((b"", bytes(data[at:to]) * 3, rng.randbytes(to - at), rng.choice(HURTS)))
-        data[at:to] = piece
+        changed = (b"", bytes(data[at:to]) * 3, rng.randbytes(to - at), rng.choice(targets.HURTS))
+        data[at:to] = rng.choice(changed)
     return bytes(data)
 
 
-HURTS = [b'"', b"\\", b"\0", b"\n", b"\r\n", b"{", b"[", b"]", b"}", b",", b":", b"null", b"NaN",
-         b"1e999", b"\xff\xfe", b"\xef\xbb\xbf", b"\xf0\x9f\x98\x80", b"\xe2\x80\xae", b"\\ud800",
-         b"<think>", b"</think>", b"#### ", b"\\boxed{", b"The answer is ", b"$", b"```", b"<<",
-         b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"-" * 30, b"9" * 40]  # fmt: skip
-
-
+@pytest.mark.parametrize("target", targets.SEEDS, ids=lambda target: target.__name__)
 @FUZZ_SECONDS
-def test_broken_files_are_read_or_refused(tmp_path, seconds):
-    lines = "\n".join(map(json.dumps, ROWS)).encode()
-    seeds = [lines, json.dumps(ROWS).encode(), gzip.compress(lines),
-             lines.decode().encode("utf-16"),
-             b"question,rationale,answer\nQ,There are 3. It is 6. The answer is 6,6\n",
-             json.dumps({"train": ROWS, "test": ROWS[:1]}).encode(),
-             json.dumps({"question": ["Q"], "answer": [SUM]}).encode()]  # fmt: skip
+def test_broken_bytes_keep_every_promise_in_bounded_time(target, seconds):
     rng, end, tried = random.Random(0), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        data = broken(rng, rng.choice(seeds))
-        path = tmp_path / f"f.{rng.choice(['json', 'jsonl', 'csv', 'parquet', 'gz'])}"
-        path.write_bytes(data)
-        tried += 1
-        try:
-            found = read_examples(path, rationales=rng.random() < 0.7)
-        except UserError as error:
-            assert str(path) in str(error), data  # noqa: PT017
-        else:
-            assert len(found.examples) + len(found.dropped) >= found.rows, data
-        path.unlink()
-    assert tried > 20
-    print(f"{tried} files")
-
-
-@FUZZ_SECONDS
-def test_broken_texts_have_units_and_verdicts_in_bounded_time(seconds):
-    rng, end, tried = random.Random(1), time.monotonic() + seconds, 0
-    seeds = [
-        SUM,
-        "1. Add: $1+1=2$. 2. So \\boxed{2}.\n#### 2",
-        "<think>A. B.</think>The answer is 3/4",
-        "It is **12 cm**. (See \\(x = 1. Y\\).) Therefore, the answer is 05/01/2021.",
-    ]
-    golds = ["6", "2", "3/4", "12 cm", "yes", "\\frac{3}{4}"]
-    while time.monotonic() < end:
-        text = broken(rng, rng.choice(seeds).encode() * rng.choice([1, 1, 5]))
-        text = text.decode("utf-8", "surrogateescape")
+    while time.monotonic() < end or tried <= 20:
+        data = broken(rng, rng.choice(targets.SEEDS[target]) * rng.choice([1, 1, 5]))
         begin = time.monotonic()
-        for kind in KINDS:
-            assert "".join(split_units(text, kind)) == text
-        stated = extract_answer(text)
-        assert same_answer(stated, rng.choice(golds)) in (True, False)
+        target(data)
         tried += 1
-        assert time.monotonic() - begin < 20, text
-    assert tried > 20
-    print(f"{tried} texts")
+        assert time.monotonic() - begin < 20, data
+    print(f"{target.__name__}: {tried} inputs")

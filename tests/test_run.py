@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
-import psutil
 import pytest
 from app_fixtures import DATA, needs_data, squeezed
 from cwt.cli import main
@@ -18,8 +19,9 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = [m.name for m in METHODS.values() if m.in_default]
 SIZES = ["--data.train-size", "24", "--data.validation-size", "8", "--data.test-size", "12"]
-SMALL = [*SIZES, "--budget", "1500", "--skip.rounds", "2", "--eval.max-new-tokens", "40",
-         "--eval.batch-size", "12", "--eval.latency-questions", "2",
+BUDGET = 600
+SMALL = [*SIZES, "--budget", str(BUDGET), "--skip.rounds", "2", "--eval.max-new-tokens", "16",
+         "--eval.batch-size", "12", "--eval.latency-questions", "1",
          "--train.parent", "CWT", "--skip.ready-skill", "0"]  # fmt: skip
 
 
@@ -38,9 +40,9 @@ def cwt(*arguments, **options):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "r"
-    done = cwt("run", *SMALL, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    with redirect_stdout(StringIO()) as printed:
+        main(["run", *SMALL, "--jobs", "2", "--out", str(out)])
+    return out, printed.getvalue()
 
 
 def test_every_method_is_in_the_table_with_every_figure(finished):
@@ -64,8 +66,8 @@ def test_every_method_is_in_the_table_with_every_figure(finished):
         assert row["latency_seconds"] > 0
         assert report["labels"][row["name"]] == METHODS[row["name"]].label
     rows = {row["name"]: row for row in report["methods"]}
-    assert 1500 <= rows["FTT"]["loss_tokens"] < 1500 + 16 * 200
-    assert rows["STT"]["loss_tokens"] > rows["CWT"]["loss_tokens"] >= 1500
+    assert BUDGET <= rows["FTT"]["loss_tokens"] < BUDGET + 16 * 200
+    assert rows["STT"]["loss_tokens"] > rows["CWT"]["loss_tokens"] >= BUDGET
     assert rows["oracle-skips"]["removal_rates"]["core"] == 0
     assert rows["random-skips"]["skipped_share"] == rows["STT"]["skipped_share"]
     assert rows["FTT"]["skipped_share"] is None
@@ -130,8 +132,8 @@ def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
 def test_stages_one_by_one_give_the_run(finished, tmp_path):
     out, _ = finished
     (tmp_path / "small.yaml").write_text(
-        "train: {budget: 1500, parent: CWT}\nskip: {rounds: 2, ready_skill: 0}\n"
-        "eval: {max_new_tokens: 40, batch_size: 12, latency_questions: 2}\n"
+        f"train: {{budget: {BUDGET}, parent: CWT}}\nskip: {{rounds: 2, ready_skill: 0}}\n"
+        "eval: {max_new_tokens: 16, batch_size: 12, latency_questions: 1}\n"
     )
     config = ["--config", str(tmp_path / "small.yaml")]
     main(["data", *SIZES, *config, "--out", str(tmp_path / "s")])
@@ -155,11 +157,11 @@ def test_stt_may_go_on_from_ftt_and_count_processed_tokens(tmp_path):
     ])  # fmt: skip
     rows = {row["name"]: row for row in read_json(tmp_path / "f/report.json")["methods"]}
     assert list(rows) == ["FTT", "continued", "STT-at-once", "STT-as-judged"]
-    assert 1500 <= rows["FTT"]["processed_tokens"] < 1500 + 4 * 250
-    assert 2100 <= rows["continued"]["processed_tokens"] < 2100 + 2 * 4 * 250
+    assert 0 <= rows["FTT"]["processed_tokens"] - BUDGET < 4 * 250
+    assert 0 <= rows["continued"]["processed_tokens"] - 1.4 * BUDGET < 2 * 4 * 250
     for name in ("STT-at-once", "STT-as-judged"):  # 0.2 of the budget a round
         rounds = int(rows[name]["student"][-1])
-        assert 0 <= rows[name]["processed_tokens"] - 1500 - 300 * rounds < 3 * 4 * 250
+        assert 0 <= rows[name]["processed_tokens"] - (1 + 0.2 * rounds) * BUDGET < 3 * 4 * 250
         assert read_json(tmp_path / f"f/skips/{name}-round-1.json")["student"] == "FTT"
     for name, judge in (("STT-at-once", "ratify"), ("STT-as-judged", "forward")):
         second = read_json(tmp_path / f"f/skips/{name}-round-2.json")
@@ -173,8 +175,9 @@ def without_clock(row):
 
 def test_killed_in_the_middle_of_training_ends_with_the_same_student(tmp_path):
     """kill -9 with a checkpoint behind it: the rerun goes on from there, to the last bit."""
-    flags = [*SIZES, "--budget", "12000", "--methods", "CWT", "--train.checkpoint-seconds", "0",
-             "--eval.latency-questions", "0", "--jobs", "1"]  # fmt: skip
+    flags = [*SIZES, "--budget", "4000", "--methods", "CWT", "--train.checkpoint-seconds", "0",
+             "--eval.latency-questions", "0", "--eval.max-new-tokens", "16", "--chunk.no-compare",
+             "--jobs", "1"]  # fmt: skip
     assert cwt("run", *flags, "--out", tmp_path / "whole").returncode == 0
     out = tmp_path / "killed"
     process = subprocess.Popen(
@@ -210,7 +213,9 @@ def test_two_processes_on_one_folder_are_refused(finished, capsys):
 
 
 def test_epochs_are_passes_over_all_rationales(tmp_path):
-    flags = [*SIZES, "--epochs", "1.5", "--methods", "FTT,CWT", "--eval.latency-questions", "0"]
+    flags = ["--data.train-size", "8", "--data.validation-size", "2", "--data.test-size", "2",
+             "--epochs", "1.5", "--methods", "FTT,CWT", "--eval.latency-questions", "0",
+             "--chunk.no-compare"]  # fmt: skip
     main(["run", *flags, "--eval.max-new-tokens", "4", "--out", str(tmp_path / "e"), "--jobs", "1"])
     tokens = read_json(tmp_path / "e/chunks/chunks.json")["tokens_per_epoch"]
     from app_fixtures import tiny
@@ -220,27 +225,6 @@ def test_epochs_are_passes_over_all_rationales(tmp_path):
     assert tokens == by_hand  # the end-of-sequence token of each rationale too
     for row in read_json(tmp_path / "e/report.json")["methods"]:
         assert 1.5 * tokens <= row["loss_tokens"] < 1.5 * tokens + 16 * 80
-
-
-def test_a_killed_worker_is_one_clear_line(tmp_path):
-    out = tmp_path / "w"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cwt", "run", *SMALL, "--jobs", "2", "--out", str(out)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (out / "students/CWT").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
-    workers[0].kill()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    (line,) = errors.splitlines()
-    assert "was killed (out of memory?); the same command goes on" in line
 
 
 @needs_data

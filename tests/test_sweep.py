@@ -8,8 +8,8 @@ from app_fixtures import squeezed
 from cwt.cli import main
 from cwt.files import read_json, read_lines
 
-SMALL = ["--data.train-size", "16", "--data.validation-size", "8", "--data.test-size", "10",
-         "--budget", "600", "--skip.rounds", "1", "--eval.max-new-tokens", "24",
+SMALL = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "10",
+         "--budget", "300", "--skip.rounds", "1", "--eval.max-new-tokens", "12",
          "--eval.batch-size", "10", "--eval.latency-questions", "1", "--tasks", "letters",
          "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT",
          "--train.parent", "CWT", "--skip.ready-skill", "0.0"]  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_rerun_trains_nothing(swept):
      (["--seeds", ","], "--seeds must name at least one"),
      (["--jobs", "-1"], "--jobs must not be negative, got -1"),
      (["--data", "x.jsonl"], "takes generated tasks; --data is for `cwt run`"),
-     (["--budget", "601"], "folder of another run: train.budget is 600 there and 601 here")],
+     (["--budget", "301"], "folder of another run: train.budget is 300 there and 301 here")],
 )  # fmt: skip
 def test_bad_options(swept, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:

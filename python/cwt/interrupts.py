@@ -28,31 +28,44 @@ def postponed() -> Iterator[Asked]:
     once. A signal that Python does not handle (ignored, or deadly) stays as it is, and so does
     everything in other threads than the main one, which get no signals.
     """
-    asked, impatient = Asked(), Asked()
-    before: dict[signal.Signals, Any] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if not asked.signum:
-            asked.signum = signum
-            return
-        impatient.signum = signum
-        restore()
-        signal.raise_signal(signum)
-
+    held = _Held()
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if callable(signal.getsignal(number)):
-                before[number] = signal.signal(number, note)
+                held.before[number] = signal.signal(number, held.note)
     try:
-        yield asked
+        yield held
     finally:
-        restore()
-        if asked.signum and not impatient.signum:
-            signal.raise_signal(asked.signum)
+        held.restore()
+        if held.signum and not held.impatient:
+            signal.raise_signal(held.signum)
+
+
+class _Held(Asked):
+    """A signal that is held back, and the handlers that it is kept from."""
+
+    def __init__(self) -> None:
+        self.before: dict[signal.Signals, Any] = {}
+        self.impatient = False
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        if not self.signum:
+            self.signum = signum
+            return
+        self.impatient = True
+        self.restore()
+        signal.raise_signal(signum)
+
+
+def ask_once(signum: int) -> None:
+    """Raises a signal in this process, unless one is held back already: nobody is impatient."""
+    held = getattr(signal.getsignal(signum), "__self__", None)
+    if not (isinstance(held, _Held) and held.signum):
+        signal.raise_signal(signum)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import compiled
 import torch
 from torch import Tensor
 
@@ -64,33 +65,42 @@ def fixed_addresses() -> list[str]:
 
 
 class Runner:
-    """A program that executes the kernels, built once per folder."""
+    """A program that executes the kernels; what is kept of an earlier build is not built again."""
 
     def __init__(self, folder: Path, sanitizer: str, source: Path | None = None) -> None:
         self.program = folder / f"run_chunk_loss_{sanitizer}"
         self.sanitizer = sanitizer
         source = source or ROOT / "tests/simt/run_chunk_loss.cpp"
         flags = ["-std=c++20", "-O1", "-g1", "-DCWT_SIMT", "-Wall", "-Wno-unknown-pragmas"]
-        flags += [f"-I{ROOT / 'tests/simt'}", "-isystem", str(cuda_include())]
-        command = ["g++", *flags, *SANITIZERS[sanitizer], str(source), "-o", str(self.program)]
-        self.message = ""
+        flags += SANITIZERS[sanitizer]
+        folders = [source.parents[2] / "csrc", source.parent]
+        self.kept = compiled.place(["g++", "nvcc"], flags, folders)
+        self.message, self.build = "", None
+        if (said := compiled.find(self.kept)) is not None:
+            self.program, self.message = self.kept, said
+            return
+        include = [f"-I{ROOT / 'tests/simt'}", "-isystem", str(cuda_include())]
+        command = ["g++", *flags, *include, str(source), "-o", str(self.program)]
         self.build = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def wait(self) -> None:
-        """Waits for the build and keeps what the compiler said."""
-        if self.build.stderr and not self.build.stderr.closed:
+        """Waits for the build and keeps it, and what the compiler said."""
+        if self.build and self.build.stderr and not self.build.stderr.closed:
             self.message = self.build.communicate()[1]
+            if self.build.returncode == 0:
+                compiled.keep(self.program, self.kept, self.message)
 
     def stop(self) -> None:
         """Ends a build that nobody has waited for."""
-        if self.build.poll() is None:
+        if self.build and self.build.poll() is None:
             self.build.kill()
         self.wait()
 
     def run(self, payload: bytes, env: dict[str, str] | None = None) -> tuple[bytes, str, int]:
         """Returns (standard output, standard error, exit status) of one run."""
         self.wait()
-        assert self.build.returncode == 0, f"the {self.sanitizer} build failed:\n{self.message}"
+        built = self.build is None or self.build.returncode == 0
+        assert built, f"the {self.sanitizer} build failed:\n{self.message}"
         options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
         done = subprocess.run(
             [*(fixed_addresses() if self.sanitizer == "tsan" else []), str(self.program)],

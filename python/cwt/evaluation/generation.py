@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cwt.at_hand import at_hand
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.answers.statement import opened_thought
 from cwt.data.example import Example
@@ -92,6 +93,7 @@ def evaluate(
     seconds = 0.0
     while waiting:
         part = waiting.pop()
+        at_hand("answering", [examples[i].id for i in part])
         start = time.perf_counter()
         rows = _generate_if_it_fits(student, [prompts[i] for i in part], max_new_tokens)
         seconds += time.perf_counter() - start

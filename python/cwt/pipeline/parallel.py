@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +13,26 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from graphlib import TopologicalSorter
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cwt.at_hand import keep_at, was_at_hand
 from cwt.config import RunConfig
 from cwt.errors import UserError
-from cwt.interrupts import terminable
+from cwt.interrupts import ask_once, terminable
 from cwt.processes import count
 from cwt.progress import Progress, Watch
 from cwt.students.load import quiet_libraries
 
 Work = Callable[[str, Progress], None]  # is given a name; must be picklable
 
-# Set in each worker: the queue to the parent, and the event by which the parent says to stop.
+_GROUP_SECONDS = 1.0  # between a signal in a worker and the same in its parent, at most
+
+# Set in each worker: the queue to the parent, and the flag by which the parent says to stop. The
+# flag has no lock, which a worker that is killed could hold for ever.
 _updates: Any = None
 _stop: Any = None
 
@@ -56,7 +63,8 @@ def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Wa
         watch: called with a name, its share done, and what is being done.
 
     Raises:
-        UserError: a piece raised one, its process was killed, or this process has sisters.
+        UserError: a piece raised one, or its process was killed: it says which, and what it had at
+            hand. The others have ended their step and saved. Or this process has sisters.
     """
     order = TopologicalSorter({name: [n for n in of if n in needs] for name, of in needs.items()})
     order.prepare()
@@ -88,40 +96,72 @@ def _run_in_pool(
     jobs: int,
     watch: Watch,
 ) -> None:
-    context = multiprocessing.get_context("spawn")  # fork breaks OpenMP once it has threads
-    updates, stop = context.Queue(), context.Event()
-    threads = max(1, usable_cores() // jobs)
-    names = list(needs)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (updates, stop, threads)) as pool:
-        running: dict[Future[None], str] = {}
+    with tempfile.TemporaryDirectory(prefix="cwt-at-hand-") as folder:
+        crew = _Crew(needs, work, watch, Path(folder))
+        threads = max(1, usable_cores() // jobs)
+        try:
+            with ProcessPoolExecutor(
+                jobs, crew.context, _start_worker, (crew.updates, crew.stop, threads)
+            ) as pool:
+                crew.do_all(order, pool)
+        except BrokenProcessPool:
+            raise UserError(crew.obituary()) from None
+
+
+class _Crew:
+    """The workers, what each is to do, and the files in which they keep what they have at hand."""
+
+    def __init__(
+        self, needs: Mapping[str, Sequence[str]], work: Work, watch: Watch, folder: Path
+    ) -> None:
+        # A fork breaks OpenMP once it has threads.
+        self.context = multiprocessing.get_context("spawn")
+        self.updates, self.stop = self.context.Queue(), self.context.RawValue("b", 0)
+        self.needs, self.work, self.watch = needs, work, watch
+        self.notes = {name: folder / str(i) for i, name in enumerate(needs)}
+        self.running: dict[Future[None], str] = {}
+        self.workers: set[BaseProcess] = set()
+
+    def do_all(self, order: "TopologicalSorter[str]", pool: ProcessPoolExecutor) -> None:
+        """Does everything; where a piece fails, the others finish their step and save."""
+        names = list(self.needs)
         try:
             while order.is_active():
                 ready = sorted(
-                    order.get_ready(), key=lambda n: (-_waiting_for(n, needs), names.index(n))
+                    order.get_ready(),
+                    key=lambda name: (-_waiting_for(name, self.needs), names.index(name)),
                 )
                 for name in ready:
-                    running[pool.submit(_work, work, name)] = name
-                finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _tell(updates, watch)
+                    self.running[pool.submit(_work, self.work, name, self.notes[name])] = name
+                self.workers.update(multiprocessing.active_children())
+                finished, _ = wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED)
+                _tell(self.updates, self.watch)
                 for future in finished:
-                    name = running.pop(future)
-                    _result(future, name)
+                    future.result()
+                    name = self.running.pop(future)
                     order.done(name)
-                    watch(name, 1.0, "done")
+                    self.watch(name, 1.0, "done")
+        except BrokenProcessPool:
+            raise  # the pool has told the others, by SIGTERM
         except BaseException:
-            stop.set()  # the others finish their step and save a checkpoint
-            pool.shutdown(wait=False, cancel_futures=True)
+            self.stop.value = 1
+            pool.shutdown(cancel_futures=True)  # and waits: they still write into the folder
             raise
 
-
-def _result(future: "Future[None]", name: str) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"the process of {name} was killed (out of memory?); the same command goes on from its "
-            "last checkpoint, --jobs 1 trains one at a time."
-        ) from None
+    def obituary(self) -> str:
+        """Returns what is said of workers that were killed, once all have ended."""
+        told = (0, None, -signal.SIGTERM, 128 + signal.SIGTERM)  # ended by the pool, idle or busy
+        dead = {worker.pid for worker in self.workers if worker.exitcode not in told}
+        had = {name: was_at_hand(self.notes[name]) for name in self.running.values()}
+        lost = [
+            f"the process of {name}" + (f", {doing}," if doing else "")
+            for name, (pid, doing) in had.items()
+            if pid in dead
+        ]
+        return (
+            f"{' and '.join(lost) or 'a worker process'} was killed (out of memory?); the same "
+            "command goes on from its last checkpoint, --jobs 1 trains one at a time."
+        )
 
 
 def _tell(updates: Any, watch: Watch) -> None:
@@ -149,7 +189,7 @@ def _die_with_the_parent() -> None:
     os._exit(128 + signal.SIGKILL)
 
 
-def _work(work: Work, name: str) -> None:
+def _work(work: Work, name: str, note: Path) -> None:
     last = 0.0
 
     def progress(share: float, text: str) -> None:
@@ -157,13 +197,24 @@ def _work(work: Work, name: str) -> None:
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
             _updates.put((name, share, text))
-        if _stop.is_set():
-            signal.raise_signal(signal.SIGTERM)
+        if _stop.value:
+            ask_once(signal.SIGTERM)
 
+    keep_at(note)
     with terminable():
         try:
             work(name, progress)
         except KeyboardInterrupt:
-            if not _stop.is_set():  # by the pool, because a sibling died, or from outside
+            # Told by the parent, or by the pool because a sibling died: then its queues may be
+            # locked for ever, and nobody reads what this one has to say.
+            if not _parent_stops():
                 os._exit(128 + signal.SIGTERM)
             raise
+
+
+def _parent_stops() -> bool:
+    """Returns whether the parent says to stop; a signal to the whole group may be ahead of it."""
+    end = time.monotonic() + _GROUP_SECONDS
+    while not _stop.value and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(_stop.value)

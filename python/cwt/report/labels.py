@@ -13,6 +13,7 @@ from typing import Literal
 SIZE = 13.0  # of the font of a name
 LINE = 1.3 * SIZE  # height of the box around a name
 _NEAR = 12.0  # at most so far from its point, a name needs no leader
+_STEP, _REACH = 8.0, 320.0  # from one distance of a name to the next; the greatest, at least
 _WIDTHS = {"fijlrt .,:;!|'`-()[]": 0.42, "EFJLPST": 0.66, "ABCKRVXYZ": 0.7, "DGHNOQUw": 0.82}
 _TANGLE = 150.0  # what it costs if leaders cross
 _ATTEMPTS = 12  # orders in which names are placed, at most
@@ -125,10 +126,11 @@ def place_labels(
     """
     rng = random.Random(0)
     order = list(range(len(points)))
+    places = [_Places(i, points, widths[i], room, radius, avoid) for i in order]
     best, least = None, math.inf
     for attempt in range(_ATTEMPTS):
         rng.shuffle(order)
-        placed, cost = _place_in_order(order, points, widths, room, radius, avoid)
+        placed, cost = _place_in_order(order, places)
         if cost < least:
             best, least = placed, cost
         if attempt >= _ATTEMPTS // 4 and least < _TANGLE:
@@ -136,13 +138,67 @@ def place_labels(
     return best
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A place that is free as long as no name is there.
+
+    Attributes:
+        distance: from the point.
+        cost: of the place before other names are looked at.
+        placed: the name there.
+    """
+
+    distance: float
+    cost: float
+    placed: Placed
+
+
+class _Places:
+    """The places around a point for its name, the nearest first, each looked at once.
+
+    Args:
+        i: index of the point.
+        points, width, room, radius, avoid: see `place_labels`; the width is that of its name.
+    """
+
+    def __init__(
+        self,
+        i: int,
+        points: Sequence[tuple[float, float]],
+        width: float,
+        room: Box,
+        radius: float,
+        avoid: Sequence[Box],
+    ) -> None:
+        self.point, self.points, self.width = points[i], points, width
+        self.rivals = [p for j, p in enumerate(points) if j != i]
+        self.room, self.radius, self.avoid = room, radius, avoid
+        self.known: list[_Place] = []
+        self.more = self._look()
+
+    def __iter__(self) -> Iterator[_Place]:
+        yield from self.known
+        for place in self.more:
+            self.known.append(place)
+            yield place
+
+    def _look(self) -> Iterator[_Place]:
+        # As far as a room is high, so that one that grows has a place for any number of names.
+        reach = max(_REACH, self.room.bottom - self.room.top)
+        for distance, box in _boxes(self.point, self.width, self.radius, reach):
+            if not box.within(self.room):
+                continue
+            if any(box.distance(*point) < self.radius + 1 for point in self.points):
+                continue
+            placed = _anchored(box, self.point, self.rivals, self.radius)
+            own = box.distance(*self.point)
+            nearer = sum(box.distance(*rival) < min(own, 60.0) for rival in self.rivals)
+            covers = sum(box.touches(bar) for bar in self.avoid)
+            yield _Place(distance, distance + 10.0 * covers + 20.0 * nearer, placed)
+
+
 def _place_in_order(
-    order: Sequence[int],
-    points: Sequence[tuple[float, float]],
-    widths: Sequence[float],
-    room: Box,
-    radius: float,
-    avoid: Sequence[Box],
+    order: Sequence[int], places: Sequence[_Places]
 ) -> tuple[list[Placed] | None, float]:
     """Returns where the names stand if they are placed in this order, and what that costs."""
     placed: dict[int, Placed] = {}
@@ -150,26 +206,32 @@ def _place_in_order(
     for _ in range(3):
         for i in order:
             others = [p for j, p in placed.items() if j != i]
-            rivals = [p for j, p in enumerate(points) if j != i]
             best, least = None, math.inf
-            for distance, box in _boxes(points[i], widths[i], radius):
-                if distance >= least:
+            for place in places[i]:
+                if place.distance >= least:
                     break
-                if _free(box, room, radius, points, others):
-                    place = _anchored(box, points[i], rivals, radius)
-                    cost = distance + _discord(place, points[i], rivals, others, avoid)
-                    best, least = (place, cost) if cost < least else (best, least)
+                if place.cost >= least or not _free(place.placed.box, others):
+                    continue
+                cost = place.cost
+                for other in others:
+                    cost += _TANGLE * _entangled(place.placed, other)
+                    if cost >= least:
+                        break
+                else:
+                    best, least = place.placed, cost
             if best is None:
                 return None, math.inf
             placed[i], costs[i] = best, least
-    return [placed[i] for i in range(len(points))], sum(costs.values())
+    return [placed[i] for i in range(len(places))], sum(costs.values())
 
 
-def _boxes(point: tuple[float, float], width: float, radius: float) -> Iterator[tuple[float, Box]]:
+def _boxes(
+    point: tuple[float, float], width: float, radius: float, reach: float
+) -> Iterator[tuple[float, Box]]:
     """Yields the boxes around a point, the nearest first; right and left of it come first."""
     x, y = point
-    for step in range(40):
-        distance = 4.0 + 8.0 * step
+    for step in range(math.ceil(reach / _STEP)):
+        distance = 4.0 + _STEP * step
         for dx, dy in _DIRECTIONS:
             cx = x + dx * (radius + distance + width / 2)
             cy = y + dy * (radius + distance + LINE / 2)
@@ -195,32 +257,9 @@ def _anchored(
     return Placed(box, anchor, None if alone else (x, y, *end))
 
 
-def _free(
-    box: Box,
-    room: Box,
-    radius: float,
-    points: Sequence[tuple[float, float]],
-    others: Sequence[Placed],
-) -> bool:
-    """Returns whether a box is in the room, and neither on a point nor on another name."""
-    if not box.within(room) or any(box.distance(*point) < radius + 1 for point in points):
-        return False
+def _free(box: Box, others: Sequence[Placed]) -> bool:
+    """Returns whether a box is on no other name."""
     return not any(box.touches(other.box, 2.0) for other in others)
-
-
-def _discord(
-    place: Placed,
-    point: tuple[float, float],
-    rivals: Sequence[tuple[float, float]],
-    others: Sequence[Placed],
-    avoid: Sequence[Box],
-) -> float:
-    """Returns what a place costs on top of its distance."""
-    own = place.box.distance(*point)
-    nearer = sum(place.box.distance(*rival) < min(own, 60.0) for rival in rivals)
-    covers = sum(place.box.touches(bar) for bar in avoid)
-    entangled = sum(_entangled(place, other) for other in others)
-    return 10.0 * covers + 20.0 * nearer + _TANGLE * entangled
 
 
 def _entangled(one: Placed, other: Placed) -> bool:
@@ -233,6 +272,11 @@ def _entangled(one: Placed, other: Placed) -> bool:
 
 
 def _runs_through(line: Segment, box: Box) -> bool:
+    x1, y1, x2, y2 = line
+    if max(x1, x2) < box.left or min(x1, x2) > box.right:
+        return False
+    if max(y1, y2) < box.top or min(y1, y2) > box.bottom:
+        return False
     corners = (box.left, box.top, box.right, box.bottom), (box.left, box.bottom, box.right, box.top)
     return any(_cross(line, diagonal) for diagonal in corners)
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cwt.at_hand import at_hand
 from cwt.data.answers import extract_answer, same_answer
 from cwt.data.example import Example
 from cwt.data.units import UnitKind, answer_start, split_units
@@ -49,6 +50,7 @@ def shortest_correct(
     def right(at: int) -> list[tuple[int, int, str]]:
         """Returns the right samples of a batch: (example, tokens, text)."""
         part = asked[at : at + batch_size]
+        at_hand("sampling", [examples[i].id for i in part])
         rows = student.sample([prompts[i] for i in part], max_new_tokens, temperature, seed + at)
         progress(min(1.0, (at + len(part)) / len(asked)), "sampling")
         texts = ((i, ids, student.text(ids)) for i, ids in zip(part, rows, strict=True))

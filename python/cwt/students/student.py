@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from cwt.at_hand import at_hand
 from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.students.loss import TokenLoss
@@ -165,6 +166,7 @@ def iterate_passes(
         waiting: list[tuple[list[int], Batch | None]] = [(part, whole)]
         while waiting:
             rows, ready = waiting.pop()
+            at_hand("reading", [sequences[i].example for i in rows])
             batch = ready or student.collate([sequences[i] for i in rows])
             found = _if_it_fits(compute, batch)
             if found is not None:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from cwt.at_hand import at_hand
 from cwt.data.example import Example
 from cwt.data.marks import with_stage_marks
 from cwt.errors import UserError
@@ -301,6 +302,7 @@ class _Run:
         Where chunks weigh the same it is the sum over all chunks of their mean, over their count.
         """
         samples = self.sampler.draw()
+        at_hand(f"training, step {self.spent.optimizer_steps + 1}", [s.example for s in samples])
         tokens = sum(s.loss_tokens for s in samples)
         by_chunk = self.recipe.weigh == "chunk"
         count = sum(len({*s.chunks} - {-1}) for s in samples) if by_chunk else tokens

@@ -106,21 +106,34 @@ class _Child:
         self._answers: queue.Queue[str] = queue.Queue()
 
     def ask(self, given: str, wanted: str) -> bool:
+        """Returns whether the process says yes; False where it takes too long, or dies twice."""
         with self._lock:
-            process = self._process
-            if process is None or process.poll() is not None:
-                self._stop()
-                process = self._start()
-            assert process.stdin is not None
             try:
-                process.stdin.write(json.dumps([given, wanted]) + "\n")
-                process.stdin.flush()
-                answer = self._answers.get(timeout=SECONDS)
-            except (queue.Empty, OSError):
+                # One death may be an accident; a second one is the question's doing.
+                answer = self._ask(given, wanted) or self._ask(given, wanted)
+            except queue.Empty:
                 answer = ""
-            if not answer:  # too slow, or it ran out of memory
                 self._stop()
             return answer == "true"
+
+    def _ask(self, given: str, wanted: str) -> str:
+        """Returns what the process answers; empty where it died.
+
+        Raises:
+            queue.Empty: it is not done in time.
+        """
+        process = self._process
+        if process is None or process.poll() is not None:
+            self._stop()
+            process = self._start()
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):  # then the reader has put an empty line
+            process.stdin.write(json.dumps([given, wanted]) + "\n")
+            process.stdin.flush()
+        answer = self._answers.get(timeout=SECONDS)
+        if not answer:
+            self._stop()
+        return answer
 
     def _start(self) -> "subprocess.Popen[str]":
         worker = Path(__file__).with_name("formula_worker.py")
