@@ -89,9 +89,10 @@ def chunk_loss_out(*args: Any, grad: Tensor) -> tuple[Tensor, ...]:
 
 def chunk_loss_stats(*args: Tensor) -> tuple[Tensor, ...]:
     """Returns the statistics of chunk_loss one by one, as views; arguments as in csrc/ops.cpp."""
-    if type(args[0]) is not Tensor or torch.compiler.is_compiling():
-        return _stats_views(*args)  # the compiler knows views, but no operator that returns some
-    return _chunk_loss_stats(*args)  # type: ignore[no-any-return]
+    plain = type(args[0]) is Tensor and not torch.compiler.is_compiling()
+    if plain and not torch._C._functorch.is_functorch_wrapped_tensor(args[0]):
+        return _chunk_loss_stats(*args)  # type: ignore[no-any-return]
+    return _stats_views(*args)  # the compiler and vmap know views, but no operator returning some
 
 
 def _stats_views(

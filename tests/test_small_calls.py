@@ -96,3 +96,17 @@ def test_chunks_are_counted_from_few_ids_and_from_many(rows):
     ids[rows // 2] = 4
     tokens = cwt_ext.chunk_loss(logits, labels, ids).stats.tokens
     close(tokens, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]), 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*performance drop.*:UserWarning")  # vmap calls once a sample
+def test_vmap_equals_one_call_a_sample():
+    samples = [make(4, 9, seed=seed) for seed in range(3)]
+
+    def numbers(logits, labels, ids):
+        out = cwt_ext.chunk_loss(logits, labels, ids, num_chunks=3)
+        return out.loss, out.stats.nll_sum, out.stats.nonfinite, out.rows.nll
+
+    together = torch.vmap(numbers)(*(torch.stack(x) for x in zip(*samples, strict=True)))
+    for i, sample in enumerate(samples):
+        for got, want in zip(together, numbers(*sample), strict=True):
+            close(got[i], want, 0)

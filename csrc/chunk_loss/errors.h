@@ -22,8 +22,8 @@ std::string text_of(const parts_t&... parts) {
   return out.str();
 }
 
-// A shape as Python writes it. Written only when a check fails: a string for every check that holds
-// took a third of a small call.
+// A shape as Python writes it, written when a check fails: for every check that holds it would cost
+// more than the check.
 struct ShapeText {
   const Tensor& x;
 };
