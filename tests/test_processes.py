@@ -9,7 +9,10 @@ import processes_worker
 import pytest
 import torch
 from app_fixtures import tiny
+from cwt.cli import main
+from cwt.errors import UserError
 from cwt.files import read_json, read_lines
+from cwt.pipeline.parallel import run_all
 from cwt.processes import Shares, by_main, from_all
 from cwt.students.load import load_student
 from safetensors.torch import load_file
@@ -138,6 +141,19 @@ def test_in_one_process_nothing_is_divided():
     assert (from_all(5), by_main(lambda: 6)) == ([5], 6)
     with pytest.raises(ValueError, match=r"3 items are this process's, got 2"):
         shares.gather([1, 2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_commands_that_divide_nothing_refuse_several_processes(rank, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 2
+    message = "cwt: cwt doctor runs in one process, and a launcher started 2.\n"
+    assert capsys.readouterr().err == ("" if rank else message)
+    with pytest.raises(UserError, match="--jobs 3 starts processes of its own"):
+        run_all({"a": ()}, print, 3, print)
 
 
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint(done):

@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
                 raise UserError(f"unknown command {argv[0]!r}; `cwt --help` lists them.")
             command = _parse(argv[0], argv[1:])
             if count() > 1 and not command.shares:
-                raise UserError(
+                refused = UserError if is_main() else ToldElsewhere
+                raise refused(
                     f"cwt {argv[0]} runs in one process, and a launcher started {count()}."
                 )
             command.run()
