@@ -12,7 +12,8 @@ larger shape. `--student FOLDER` takes any other.
 
     python benchmarks/bench_skip_search.py [--rounds 3] [--quick] [--student FOLDER]
 
-The table has CPU seconds; a ratio is the median of the paired ratios of the rounds.
+The table has the tokens read, the rows of logits computed and CPU seconds; a ratio is the median of
+the paired ratios of the rounds.
 """
 
 import os
@@ -25,6 +26,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -127,13 +129,35 @@ def generated(student: Student, example: Example, answer_only: bool) -> None:
         )  # fmt: skip
 
 
+class Counts:
+    """Counts the tokens that a student reads and the rows of logits that it computes."""
+
+    def __init__(self, student: Student) -> None:
+        self.tokens = self.logits = 0
+        model: Any = student.model
+        model.get_input_embeddings().register_forward_hook(self._read)
+        model.get_output_embeddings().register_forward_hook(self._wrote)
+
+    def _read(self, module: object, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        self.tokens += inputs[0].numel()
+
+    def _wrote(self, module: object, inputs: object, output: torch.Tensor) -> None:
+        self.logits += output.shape[:-1].numel()
+
+    def taken(self) -> tuple[int, int]:
+        """Returns both, and begins anew."""
+        found = self.tokens, self.logits
+        self.tokens = self.logits = 0
+        return found
+
+
 def compare(student: Student, example: Example, rounds: int) -> None:
     """Prints a line a judge and rival."""
     item, trials = student.tokenize(example), len(example.middle_units)
     print(f"{len(item.prompt) + len(item.written.ids)} tokens, {trials} middle units")
-    print(
-        "| judge | given up | who | CPU seconds | ours = 1 (quartiles) |\n|-|-|-|-|-|", flush=True
-    )
+    counts = Counts(student)
+    print("| judge | given up | who | tokens | logits | CPU seconds | ours = 1 (quartiles) |")
+    print("|-|-|-|-|-|-|-|", flush=True)
     scale = trials / len(example.middle_units[::SAMPLED])
     for name, judge in JUDGES.items():
         given_up: dict[bool, list[int]] = {}
@@ -145,14 +169,17 @@ def compare(student: Student, example: Example, rounds: int) -> None:
             works["generate the answer"] = (scale, partial(generated, student, example, True))
             works["generate what follows"] = (scale, partial(generated, student, example, False))
         seconds: dict[str, list[float]] = {rival: [] for rival in works}
+        work: dict[str, list[int]] = {}
         for _ in range(rounds):
             for rival, (times, run) in works.items():
                 seconds[rival].append(times * timed(Work(run))[CPU])
+                work[rival] = [round(times * n) for n in counts.taken()]
         assert given_up[True] == given_up[False], given_up
         for rival, found in seconds.items():
             x = ratio(found, seconds["ours"])
             print(
                 f"| {name} | {len(given_up[True])} of {trials} | {rival} | "
+                f"{work[rival][0]:,} | {work[rival][1]:,} | "
                 f"{statistics.median(found):.1f} | {x.median:.1f} ({x.low:.1f}..{x.high:.1f}) |",
                 flush=True,
             )

@@ -205,8 +205,9 @@ def test_decisions_of_families_are_the_same_in_pieces(name, monkeypatch, tmp_pat
     train(student, some, recipe, tmp_path, cpu=True)
     student.model.double()
     criterion = SkipCriterion(min_probability=0.0, max_answer_nll_rise=1.0)
-    found, decisions = find_skips(student, some, criterion)
-    again, ratified = ratify_skips(student, found, criterion)
+    # One row a pass: the models mask padding with -inf where float64 meets their float32 softmax.
+    found, decisions = find_skips(student, some, criterion, batch_size=1)
+    again, ratified = ratify_skips(student, found, criterion, batch_size=1)
     with in_pieces(monkeypatch):
         shared, evidence = find_skips(student, some, criterion)
         last, confirmed = ratify_skips(student, shared, criterion)

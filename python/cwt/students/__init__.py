@@ -6,6 +6,7 @@ tokenized  an example in tokens; the rows and batches that are made of it
 pretrained what the students of the transformers library share
 causal     the student that is a causal language model
 seq2seq    the student that is an encoder-decoder
+prefix_cache  rows read in pieces; what two rows begin with is read once
 load       opens `tiny`, a Hugging Face or GGUF folder, or a hub name as a student
 tiny/      the embedded student
 """
