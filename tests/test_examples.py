@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs/examples"
 SHARED = {"toy"}
 OTHERS = ["transformers_trainer", "trl_sft", "lightning_module", "ddp", "fsdp2"]
+# Several processes with everything imported; CI runs them. Two ranks that train as one are also in
+# test_integrations_trainers.py.
+SLOW = {"lightning_module", "ddp", "fsdp2"}
 
 
 def run(name, folder):
@@ -56,7 +59,9 @@ def test_the_plain_loop_learns(plain):
     assert plain.splitlines()[-1] == "linear_chunk_loss"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in OTHERS]
+)
 def test_all_of_them_train_alike(name, plain, tmp_path):
     if name == "lightning_module" and importlib.util.find_spec("pytorch_lightning") is None:
         pytest.skip("pytorch-lightning is not installed: pip install pytorch-lightning")
