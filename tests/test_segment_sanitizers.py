@@ -18,7 +18,8 @@ FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-math-errno", f"-I{ROOT / 'csr
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-PLAIN = "longer or ties or both-embeddings or tensors or proven or oracle"  # tests that the plain kernels run
+# The tests that the plain kernels run.
+PLAIN = "longer or ties or both-embeddings or tensors or proven or oracle"
 COMPILER = os.environ.get("CXX", "g++")
 
 pytestmark = pytest.mark.skipif(
