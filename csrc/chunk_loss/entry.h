@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "call.h"
 
@@ -137,6 +138,21 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> shape, Sc
   return torch::stable::new_empty(like, {shape.begin(), shape.size()}, type);
 }
 
+// Uninitialised, of the shape and dtype of `x`. Contiguous, except where x is the first T rows of
+// each T', as logits[:, :-1] is, and T' is not much more: then with its strides, so that rows of
+// odd length begin at the same place within 16 bytes. _ops.py has the same rule for fake tensors.
+inline Tensor fresh_like(const Tensor& x) {
+  if (x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) && x.size(1) > 0) {
+    const int64_t rows = x.stride(0) / x.stride(1);  // T'
+    const bool whole = rows * x.stride(1) == x.stride(0);
+    if (whole && rows > x.size(1) && rows <= x.size(1) + x.size(1) / 8 + 1) {
+      Tensor all = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), rows, x.size(2)});
+      return torch::stable::narrow(all, 1, 0, x.size(1));
+    }
+  }
+  return torch::stable::new_empty(x, x.sizes());
+}
+
 // Every result but the gradient.
 inline ChunkLossResults allocate_results(const ChunkLossCall& call) {
   const Tensor& x = call.logits;
@@ -160,7 +176,7 @@ void chunk_loss(StableIValue* stack, uint64_t, uint64_t) {
   check_call(call);
   ChunkLossResults r = allocate_results(call);
   if (call.options.need_grad) {
-    r.grad = torch::stable::new_empty(call.logits, call.logits.sizes());
+    r.grad = fresh_like(call.logits);
     r.grad_is_fresh = true;
   }
   backend_t::run(call, r);
@@ -200,7 +216,7 @@ void chunk_loss_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad = arguments.tensor(), row_weight = arguments.tensor();
   const Tensor grad_output = arguments.tensor();
   check_backward(grad, row_weight, grad_output);
-  const Tensor out = torch::stable::new_empty(grad, grad.sizes());
+  const Tensor out = fresh_like(grad);
   backend_t::scale_rows(ScaleCall{grad, row_weight, grad_output, out, true});
   give_back(stack, out);
 }
