@@ -166,6 +166,16 @@ def _fake_results(logits: Tensor, rows: int, num_chunks: int, reduction: int) ->
     ]
 
 
+def _fresh_like(x: Tensor) -> Tensor:
+    """Returns what fresh_like of entry.h does: an x of the strides of y[:, :-1] keeps them."""
+    if x.dim() == 3 and not x.is_contiguous() and x.stride(2) == 1 and x.stride(1) == x.shape[2]:
+        batch, length, vocab = x.shape
+        rows = x.stride(0) // x.stride(1)
+        if rows * x.stride(1) == x.stride(0) and 0 < length < rows <= length + length // 8 + 1:
+            return x.new_empty((batch, rows, vocab)).narrow(1, 0, length)
+    return x.new_empty(x.shape)
+
+
 @torch.library.register_fake("cwt::chunk_loss_no_autograd")
 @torch.library.register_fake("cwt::chunk_loss")
 def _(
@@ -187,7 +197,7 @@ def _(
     validate: bool,
 ) -> tuple[Tensor, ...]:
     rows = _check_rows(logits, labels, chunk_ids)
-    grad = logits.new_empty(logits.shape if need_grad else (0,))
+    grad = _fresh_like(logits) if need_grad else logits.new_empty((0,))
     return (*_fake_results(logits, rows, num_chunks, reduction), grad)
 
 
@@ -222,7 +232,7 @@ torch.library.register_fake("cwt::chunk_loss_stats", _stats_views)
 
 @torch.library.register_fake("cwt::chunk_loss_backward")
 def _(grad: Tensor, row_weight: Tensor, grad_output: Tensor) -> Tensor:
-    return grad.new_empty(grad.shape)
+    return _fresh_like(grad)
 
 
 @torch.library.register_fake("cwt::chunk_loss_backward_")

@@ -311,6 +311,10 @@ def strided_cases():
     every_second = make(10, 200, BF16)
     return [
         ("(B, T, V) transposed", dataclasses.replace(base, logits=three)),
+        (
+            "logits[:, :-1] of odd rows, a gradient of their strides",
+            dataclasses.replace(shifted(make(12, 261, BF16)), grad_mode=IN_PLACE),
+        ),
         ("one row for all", dataclasses.replace(base, logits=base.logits[:1].expand(24, 96))),
         (
             "vocabulary stride 2",

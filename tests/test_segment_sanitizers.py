@@ -18,6 +18,8 @@ FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-math-errno", f"-I{ROOT / 'csr
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# The tests that the plain kernels run.
+PLAIN = "longer or ties or both-embeddings or tensors or proven or oracle"
 COMPILER = os.environ.get("CXX", "g++")
 
 pytestmark = pytest.mark.skipif(
@@ -88,7 +90,7 @@ def test_bindings_under_address_and_undefined(tmp_path):
 
 def test_the_plain_kernels_pass_the_same_tests():
     out = run(
-        [*PYTEST, "tests/test_segment.py", "-k", "longer or ties or both-embeddings or tensors"],
+        [*PYTEST, "tests/test_segment.py", "tests/test_segment_bounds.py", "-k", PLAIN],
         CWT_SEGMENT_GENERIC="1",
         PYTHONPATH=str(ROOT),
     )

@@ -47,7 +47,8 @@
 //   errors         (2 + C)  int64    bad labels, bad chunk ids, then per chunk the rows read whose
 //                                    logits hold NaN or +Inf, or nothing but -Inf
 //   row_weight     (N)      acc      as above; 0 for rows that do not count; NaN for a bad row
-//   grad           logits' shape and dtype, contiguous; (0) without need_grad
+//   grad           logits' shape and dtype; contiguous, except beside logits[:, :-1], whose strides
+//                  it takes (fresh_like in entry.h); (0) without need_grad
 //
 // Results of chunk_loss_plan, which looks at no logits.
 //

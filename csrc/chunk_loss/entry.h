@@ -159,18 +159,24 @@ inline std::array<int64_t, 3> contiguous_strides(Shape shape) {
   return strides;
 }
 
-// Uninitialised and contiguous, on the device of `like`. torch::stable::new_empty would look its
-// operator up by name and box the arguments, which takes longer than the allocation itself.
-inline Tensor fresh(const Tensor& like, Shape shape, ScalarType type) {
+// Uninitialised, on the device of `like`. torch::stable::new_empty would look its operator up by
+// name and box the arguments, which takes longer than the allocation itself.
+inline Tensor fresh(const Tensor& like, Shape shape, Shape strides, ScalarType type) {
   int32_t device_type = 0, device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle out = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(),
+      int64_t(shape.size()), shape.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
       device_index, &out));
   return Tensor(out);
+}
+
+// The same, contiguous.
+inline Tensor fresh(const Tensor& like, Shape shape, ScalarType type) {
+  const std::array<int64_t, 3> strides = contiguous_strides(shape);
+  return fresh(like, shape, {strides.data(), shape.size()}, type);
 }
 
 // The elements of a contiguous tensor from `offset` on, as a view.
@@ -180,6 +186,19 @@ inline Tensor part_of(const Tensor& x, Shape shape, int64_t offset) {
       aoti_torch__reinterpret_tensor(x.get(), int64_t(shape.size()), shape.data(),
                                      contiguous_strides(shape).data(), offset, &out));
   return Tensor(out);
+}
+
+// Uninitialised, of the shape and dtype of `x`. Contiguous, except where x is the first T rows of
+// each T', as logits[:, :-1] is, and T' is not much more: then with its strides, so that rows of
+// odd length begin at the same place within 16 bytes. _ops.py has the same rule for fake tensors.
+inline Tensor fresh_like(const Tensor& x) {
+  if (x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) && x.size(1) > 0) {
+    const int64_t rows = x.stride(0) / x.stride(1);  // T'
+    const bool whole = rows * x.stride(1) == x.stride(0);
+    if (whole && rows > x.size(1) && rows <= x.size(1) + x.size(1) / 8 + 1)
+      return fresh(x, x.sizes(), x.strides(), x.scalar_type());
+  }
+  return fresh(x, x.sizes(), x.scalar_type());
 }
 
 // Every result but the gradient.
@@ -205,7 +224,7 @@ void chunk_loss(StableIValue* stack, uint64_t, uint64_t) {
   check_call(call);
   ChunkLossResults r = allocate_results(call);
   if (call.options.need_grad) {
-    r.grad = fresh(call.logits, call.logits.sizes(), call.logits.scalar_type());
+    r.grad = fresh_like(call.logits);
     r.grad_is_fresh = true;
   }
   backend_t::run(call, r);
@@ -245,7 +264,7 @@ void chunk_loss_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad = arguments.tensor(), row_weight = arguments.tensor();
   const Tensor grad_output = arguments.tensor();
   check_backward(grad, row_weight, grad_output);
-  const Tensor out = fresh(grad, grad.sizes(), grad.scalar_type());
+  const Tensor out = fresh_like(grad);
   backend_t::scale_rows(ScaleCall{grad, row_weight, grad_output, out, true});
   give_back(stack, out);
 }

@@ -156,4 +156,8 @@ PYBIND11_MODULE(_segment, m) {
   m.def("segment_batch", &segment_many, py::arg("xs"), py::arg("ks"), py::arg("penalties"),
         py::arg("weights"), py::arg("options"), py::arg("threads"), py::arg("path"));
   m.def("instruction_set", &instruction_set);
+  m.def("proof_counts", [] {
+    const ProofCounts counts = proof_counts();
+    return py::make_tuple(counts.tried, counts.proven);
+  });
 }

@@ -23,6 +23,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace cwt {
 
 enum class Kind { kEmbeddings, kSimilarity, kCost };
@@ -53,23 +57,35 @@ struct Segmentation {
   std::vector<double> chunk_costs;  // (k,) without the penalty
 };
 
-// Memory on a cache line that only grows; what was in it is lost then.
+// Memory on a cache line that only grows; what was in it is lost then. From 1 MiB on it is in huge
+// pages, where the system has them: to touch 4 KiB for the first time costs as much as 400 products
+// of rows.
 template <typename T>
 class Buffer {
  public:
   T* at_least(int64_t size) {
     if (size > size_) {
       data_.reset();
-      data_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{kLine})));
+      const bool huge = size * sizeof(T) >= kHugePage / 2;
+      const size_t unit = huge ? kHugePage : kLine;
+      const size_t bytes = (size * sizeof(T) + unit - 1) / unit * unit;
+      void* data = ::operator new(bytes, std::align_val_t{unit});
+#if defined(__linux__)
+      if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // a wish
+#endif
+      data_ = {static_cast<T*>(data), Free{huge}};
       size_ = size;
     }
     return data_.get();
   }
 
  private:
-  static constexpr size_t kLine = 64;
+  static constexpr size_t kLine = 64, kHugePage = 2 << 20;
   struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kLine}); }
+    bool huge = false;
+    void operator()(T* data) const {
+      ::operator delete(data, std::align_val_t{huge ? kHugePage : kLine});
+    }
   };
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;
@@ -92,6 +108,12 @@ struct Workspace {
   Buffer<int32_t> from;          // (n+1, stride) where the last of those chunks starts
   Buffer<double> sum;            // (d,)
 
+  // What bounds take (segmenter_proof.h).
+  Buffer<float> panels32;      // (slots, d, panel32) unit vectors, interleaved: a ring
+  Buffer<double> ones;         // (n,) the scale of unit vectors
+  Buffer<float> chunk_bounds;  // (chunks in reach,) of the chunks that end at 1, at 2, ...
+  Buffer<int64_t> chunks_of;   // (n+1,) where those that end at t are, less lo[t]
+
   Poll poll;  // empty: nobody wants to stop
 
   // Bytes of the problem to be solved next, fetched into cache while the present one is computed.
@@ -109,6 +131,13 @@ std::vector<Segmentation> segment(const Problem& problem, Workspace& workspace);
 // <index>: ". `poll` is called from the calling thread alone; what it throws comes first.
 std::vector<std::vector<Segmentation>> segment_batch(const std::vector<Problem>& problems,
                                                      int64_t threads, const Poll& poll = {});
+
+// How many problems of this process were tried on float32 products, and how many of these proved
+// the optimum; the others were solved in double.
+struct ProofCounts {
+  int64_t tried, proven;
+};
+ProofCounts proof_counts();
 
 // Returns the instruction set in use: "avx2" or "generic".
 const char* instruction_set();

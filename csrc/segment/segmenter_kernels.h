@@ -7,7 +7,8 @@ namespace cwt {
 
 struct Kernels {
   const char* name;
-  int64_t panel;  // units interleaved in one packed panel
+  int64_t panel;    // units interleaved in one packed panel
+  int64_t panel32;  // the same of floats
 
   // sum[j] += scale * x[j] over a row (d,).
   void (*add32)(const float* x, double scale, int64_t d, double* sum);
@@ -23,6 +24,17 @@ struct Kernels {
   void (*gram)(const double* a, const double* const* b, int64_t panels, int64_t d, double* out,
                int64_t ld, bool more);
   int64_t gram_panels;  // most panels of b in one call
+
+  // The same with products in float32: pack_units interleaves scale[i] * row i, rounded to float32,
+  // into out (d, panel32); gram32 adds `first` to every product. `chain` products at a time are
+  // added up in float32, these sums in double.
+  void (*pack_units32)(const float* x, int64_t stride, const double* scale, int64_t rows, int64_t d,
+                       float* out);
+  void (*pack_units64)(const double* x, int64_t stride, const double* scale, int64_t rows,
+                       int64_t d, float* out);
+  void (*gram32)(const float* a, const float* const* b, int64_t panels, int64_t d, int64_t chain,
+                 double first, double* out, int64_t ld, bool more);
+  void (*narrow)(const double* from, int64_t size, float* to);  // rounds to nearest
 
   // With g[s] = x_{t-1} . x_s and the scales that make the x unit vectors: moves W(s, .) in
   // window[s] from t-1 to t for s in [lo, t), then replaces g[s] by the cost of the chunk [s, t).

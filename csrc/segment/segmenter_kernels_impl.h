@@ -59,6 +59,19 @@ struct VectorTypes<4> {  // gcc 12 makes six instructions of what two intrinsics
 };
 #endif
 
+// Swaps the off-diagonal kStep x kStep squares of each 2 kStep x 2 kStep square of a matrix whose
+// rows are v[0] .. v[kCount - 1].
+template <int kStep, int kCount, typename vec_t, size_t... kLane>
+void swap_squares(vec_t* v, std::index_sequence<kLane...>) {
+  for (int i = 0; i < kCount; ++i) {
+    if (i & kStep) continue;
+    const vec_t a = v[i], b = v[i + kStep];
+    v[i] = __builtin_shufflevector(a, b, ((kLane & kStep) ? kCount + kLane - kStep : kLane)...);
+    v[i + kStep] =
+        __builtin_shufflevector(a, b, ((kLane & kStep) ? kCount + kLane : kLane + kStep)...);
+  }
+}
+
 template <int kWidth>
 struct Simd : VectorTypes<kWidth> {
   using Vec = typename VectorTypes<kWidth>::Vec;
@@ -76,20 +89,9 @@ struct Simd : VectorTypes<kWidth> {
     for (int i = 0; i < kWidth; ++i) r[i] = __builtin_sqrt(positive[i]);
     return r;
   }
-  // Swaps the off-diagonal kStep x kStep squares of each 2 kStep x 2 kStep square.
-  template <int kStep, size_t... kLane>
-  static void swap_squares(Vec* v, std::index_sequence<kLane...>) {
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & kStep) continue;
-      const Vec a = v[i], b = v[i + kStep];
-      v[i] = __builtin_shufflevector(a, b, ((kLane & kStep) ? kWidth + kLane - kStep : kLane)...);
-      v[i + kStep] =
-          __builtin_shufflevector(a, b, ((kLane & kStep) ? kWidth + kLane : kLane + kStep)...);
-    }
-  }
   static void transpose(Vec* v) {
-    swap_squares<1>(v, Lanes{});
-    if constexpr (kWidth > 2) swap_squares<2>(v, Lanes{});
+    swap_squares<1, kWidth>(v, Lanes{});
+    if constexpr (kWidth > 2) swap_squares<2, kWidth>(v, Lanes{});
   }
 
   template <int kStep, size_t... kLane>
@@ -274,16 +276,29 @@ int64_t least(const double* f, const double* c, int64_t s0, int64_t s1, double* 
   return first;
 }
 
+}  // namespace
+}  // namespace cwt
+
+#include "segment/segmenter_kernels_float.h"
+
+namespace cwt {
+namespace {
+
 template <int kWidth, int kTile, int kVecs>
 constexpr Kernels make_kernels(const char* name) {
   return {name,
           kWidth,
+          2 * kWidth,
           add<kWidth, float>,
           add<kWidth, double>,
           pack<kWidth, float>,
           pack<kWidth, double>,
           gram<kWidth, kTile>,
           kTile,
+          pack_units<kWidth, float>,
+          pack_units<kWidth, double>,
+          gram32<kWidth, kTile>,
+          narrow<kWidth>,
           costs<kWidth, true>,
           costs<kWidth, false>,
           relax<kWidth, kVecs>,

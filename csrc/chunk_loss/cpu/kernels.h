@@ -41,13 +41,34 @@ struct RowOutput {
   bool stream;            // store past the caches
 };
 
+// What the logits of one block but the label's add up to, in units of 2^exponent of its own.
+struct BlockSums {
+  float top;  // the largest of them
+  double s, q, h;
+};
+
+// sums() in steps, for several threads at one row of unit stride without softcap: bit by bit what
+// sums() finds. The steps of all blocks may run at the same time. Null for float64.
+struct BlockKernels {
+  // The largest logit of the block that begins there, but the label's.
+  float (*top)(const RowInput&, int64_t begin);
+  // From the blocks' tops fills scratch.exponents; false: this row has to be taken by sums().
+  bool (*choose_exponents)(const RowInput&, const BlockSums*, RowScratch&);
+  // Fills s, q and h.
+  void (*sums)(const RowInput&, const RowScratch&, int64_t begin, BlockSums&);
+  // What sums() returns.
+  bool (*join)(const RowInput&, const BlockSums*, RowScratch&, RowSums<double>&);
+};
+
 struct RowKernels {
   // False where the row holds NaN or +Inf, or nothing but -Inf.
   bool (*sums)(const RowInput&, RowScratch&, RowSums<double>&);
-  // Writes the gradient from what sums() kept; returns sum_j g_j^2 unless out.plain.
-  double (*write)(const RowInput&, const RowScratch&, const RowOutput&);
+  // Writes the gradient of [begin, end) from what sums() kept; begin is a multiple of kRowBlock.
+  // Returns the sum of g_j^2 unless out.plain.
+  double (*write)(const RowInput&, const RowScratch&, const RowOutput&, int64_t begin, int64_t end);
   // out = factor * in for `size` elements; out may be in.
   void (*scale)(const void* in, void* out, int64_t size, double factor);
+  BlockKernels blocks;
 };
 
 struct RowKernelSet {

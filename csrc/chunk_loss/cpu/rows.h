@@ -176,7 +176,45 @@ struct RowTotals {
     q *= scale * scale;
     n = to;
   }
+
+  template <bool kStats>
+  void add(const BlockSums& block, int exponent) {
+    move_to(exponent);
+    s += block.s;
+    if constexpr (kStats) {
+      q += block.q;
+      h += block.h + block.s * (double(float(n * kLn2)) - n * kLn2);
+    }
+  }
 };
+
+// The exponent that a row begins with: never far above its maximum.
+inline int first_exponent(float z_y) {
+  const bool usable = z_y >= -kMaxMagnitude && z_y <= kMaxMagnitude;
+  return exponent_near(usable ? z_y : -kMaxMagnitude);
+}
+
+// Whether a block of maximum `top` has to be done again, with exponent_near(top).
+inline bool passes(float top, int n) { return top > (n + kRedoExponent) * float(kLn2); }
+
+inline int64_t block_end(int64_t begin, int64_t vocab) {
+  return begin + kRowBlock < vocab ? begin + kRowBlock : vocab;
+}
+
+template <class V, class scalar_t, bool kStats, bool kKeep>
+inline BlockSums block_sums(const scalar_t* x, const RowInput& in, float* e, int64_t begin, int n) {
+  const Shift<V> shift(n);
+  SpanSums<V> a;
+  around(begin, block_end(begin, in.vocab), in.label, [&](int64_t from, int64_t to) {
+    exp_span<V, scalar_t, kStats, kKeep>(x + from, to - from, e + from, shift, a);
+  });
+  BlockSums block{max_of<V>(a.top), sum_of<V>(a.s), 0, 0};
+  if constexpr (kStats) {
+    block.q = sum_of<V>(a.q);
+    block.h = sum_of<V>(a.h);
+  }
+  return block;
+}
 
 enum class RowPass { kDone, kRebase };
 
@@ -185,34 +223,20 @@ RowPass sums_pass(const scalar_t* x, const RowInput& in, RowScratch& scratch,
                   RowSums<double>& sums) {
   float* e = static_cast<float*>(scratch.e);
   const float z_y = get<V>(x + in.label);
-  const bool usable = z_y >= -kMaxMagnitude && z_y <= kMaxMagnitude;
-  int n = exponent_near(usable ? z_y : -kMaxMagnitude);  // never far above the row's maximum
+  int n = first_exponent(z_y);
   RowTotals totals{n};
   float z_max = z_y;
   for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
-    const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
-    SpanSums<V> a;
-    float top;
+    BlockSums block;
     for (;;) {
-      const Shift<V> shift(n);
-      a = SpanSums<V>();
-      around(begin, end, in.label, [&](int64_t from, int64_t to) {
-        exp_span<V, scalar_t, kStats, kKeep>(x + from, to - from, e + from, shift, a);
-      });
-      top = max_of<V>(a.top);
-      if (top > kMaxMagnitude) return RowPass::kRebase;
-      if (!(top > (n + kRedoExponent) * float(kLn2))) break;
-      n = exponent_near(top);
+      block = block_sums<V, scalar_t, kStats, kKeep>(x, in, e, begin, n);
+      if (block.top > kMaxMagnitude) return RowPass::kRebase;
+      if (!passes(block.top, n)) break;
+      n = exponent_near(block.top);
     }
-    z_max = top > z_max ? top : z_max;
+    z_max = block.top > z_max ? block.top : z_max;
     scratch.exponents[begin / kRowBlock] = n;
-    totals.move_to(n);
-    const double block_s = sum_of<V>(a.s);
-    totals.s += block_s;
-    if constexpr (kStats) {
-      totals.q += sum_of<V>(a.q);
-      totals.h += sum_of<V>(a.h) + block_s * (double(float(n * kLn2)) - n * kLn2);
-    }
+    totals.add<kStats>(block, n);
   }
   // A NaN in s passes this test and is found by the caller.
   if (z_max < -kMaxMagnitude || z_max > kMaxMagnitude) return RowPass::kRebase;
@@ -325,6 +349,70 @@ bool row_sums(const RowInput& in, RowScratch& scratch, RowSums<double>& sums) {
   sums.z_y += top;
   sums.z_max += top;
   return true;
+}
+
+// The same in steps (BlockKernels).
+
+template <class V, class scalar_t>
+float block_top(const RowInput& in, int64_t begin) {
+  constexpr int64_t kLanes = V::kLanes;
+  const scalar_t* x = static_cast<const scalar_t*>(in.x);
+  auto top = V::set1(-kInfinity);
+  float last = -kInfinity;
+  around(begin, block_end(begin, in.vocab), in.label, [&](int64_t from, int64_t to) {
+    for (; from + kLanes <= to; from += kLanes) top = V::max(V::load(x + from), top);
+    for (; from < to; ++from) {
+      const float z = get<V>(x + from);
+      last = z > last ? z : last;
+    }
+  });
+  const float most = max_of<V>(top);
+  return last > most ? last : most;
+}
+
+template <class V, class scalar_t>
+bool choose_exponents(const RowInput& in, const BlockSums* blocks, RowScratch& scratch) {
+  const float z_y = get<V>(static_cast<const scalar_t*>(in.x) + in.label);
+  int n = first_exponent(z_y);
+  float z_max = z_y;
+  for (int64_t b = 0; b * kRowBlock < in.vocab; ++b) {
+    const float top = blocks[b].top;
+    if (passes(top, n)) n = exponent_near(top);
+    if (top > z_max) z_max = top;
+    scratch.exponents[b] = n;
+  }
+  scratch.exponent = n;
+  return !(z_max < -kMaxMagnitude || z_max > kMaxMagnitude);
+}
+
+template <class V, class scalar_t>
+void sums_of_block(const RowInput& in, const RowScratch& scratch, int64_t begin, BlockSums& block) {
+  const scalar_t* x = static_cast<const scalar_t*>(in.x);
+  float* e = static_cast<float*>(scratch.e);
+  const int n = scratch.exponents[begin / kRowBlock];
+  if (in.want_stats)
+    block = in.keep ? block_sums<V, scalar_t, true, true>(x, in, e, begin, n)
+                    : block_sums<V, scalar_t, true, false>(x, in, e, begin, n);
+  else
+    block = in.keep ? block_sums<V, scalar_t, false, true>(x, in, e, begin, n)
+                    : block_sums<V, scalar_t, false, false>(x, in, e, begin, n);
+}
+
+template <class V, class scalar_t>
+bool join_blocks(const RowInput& in, const BlockSums* blocks, RowScratch& scratch,
+                 RowSums<double>& sums) {
+  const float z_y = get<V>(static_cast<const scalar_t*>(in.x) + in.label);
+  RowTotals totals{first_exponent(z_y)};
+  float z_max = z_y;
+  for (int64_t b = 0; b * kRowBlock < in.vocab; ++b) {
+    z_max = blocks[b].top > z_max ? blocks[b].top : z_max;
+    if (in.want_stats)
+      totals.add<true>(blocks[b], scratch.exponents[b]);
+    else
+      totals.add<false>(blocks[b], scratch.exponents[b]);
+  }
+  sums = {totals.n * kLn2, totals.s, totals.q, totals.h, 0, z_y, z_max};
+  return sums.s == sums.s && sums.z_y == sums.z_y;
 }
 
 }  // namespace

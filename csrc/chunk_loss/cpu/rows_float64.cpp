@@ -36,12 +36,13 @@ bool row_sums(const RowInput& in, RowScratch& scratch, RowSums<double>& sums) {
   return true;
 }
 
-double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out) {
+double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out, int64_t begin,
+                 int64_t end) {
   const double *slope = static_cast<const double*>(scratch.slope),
                *e = static_cast<const double*>(scratch.e);
   double *grad = static_cast<double*>(out.grad), *mean = static_cast<double*>(out.mean);
   double square = 0;
-  for (int64_t j = 0; j < in.vocab; ++j) {
+  for (int64_t j = begin; j < end; ++j) {
     double g = j == in.label ? out.g_y : out.p_factor * out.p_scale * e[j] - out.bias;
     if (in.softcap > 0) g *= slope[j];
     square += g * g;
@@ -58,6 +59,6 @@ void row_scale(const void* in, void* out, int64_t size, double factor) {
 
 }  // namespace
 
-const RowKernels kRowKernelsFloat64 = {&row_sums, &row_write, &row_scale};
+const RowKernels kRowKernelsFloat64 = {&row_sums, &row_write, &row_scale, {}};
 
 }  // namespace cwt

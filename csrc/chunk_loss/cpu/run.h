@@ -1,4 +1,5 @@
-// Which rows run on which thread, and in which order their results are added up.
+// Which rows run on which thread, and in which order their results are added up. Where there are
+// fewer rows than threads, all threads work on one row after another, block by block.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,7 +16,9 @@ namespace cwt {
 
 // Gradients above this size do not stay in a cache anyway, and are stored past it.
 constexpr size_t kStreamBytes = 8'388'608;
-constexpr int64_t kTileRows = 32;  // rows whose gradients are added up in one vector
+constexpr int64_t kSplitVocab = 65'536;  // logits from which a row repays several threads
+constexpr int64_t kSplitBlocks = 8;      // blocks of a row that a thread should have
+constexpr int64_t kTileRows = 32;        // rows whose gradients are added up in one vector
 
 inline int64_t size_of(ScalarType type) {
   if (type == ScalarType::Double) return 8;
@@ -77,10 +80,13 @@ class Run {
     }
     if (o_.mean_grad_norm) {
       by_chunk(order, mean_norm);
+    } else if (splits_rows(order.size())) {
+      RowScratch scratch = thread_scratch(layout_.vocab, 4);
+      for (const int64_t t : order) one_row(t, scratch, nullptr, true);
     } else {
       torch::stable::parallel_for(0, order.size(), 1, [&](int64_t begin, int64_t end) {
         RowScratch scratch = thread_scratch(layout_.vocab, wide_ ? 8 : 4);
-        for (int64_t i = begin; i < end; ++i) one_row(order[i], scratch, nullptr);
+        for (int64_t i = begin; i < end; ++i) one_row(order[i], scratch, nullptr, false);
       });
     }
     if (!grad_) return;
@@ -94,9 +100,47 @@ class Run {
   }
 
  private:
-  void one_row(int64_t t, RowScratch& scratch, void* mean) {
-    const bool counts = plan_.state[t] == RowState::kCounts;
-    const bool plain = o_.label_smoothing == 0 && o_.z_loss == 0 && o_.softcap == 0;
+  bool plain() const { return o_.label_smoothing == 0 && o_.z_loss == 0 && o_.softcap == 0; }
+
+  // Results are the same, bit by bit: this may ask for the number of threads. The blocks' maxima
+  // take an eighth of the time more.
+  bool splits_rows(int64_t rows) const {
+    return plain() && !wide_ && layout_.vocab_stride == 1 && layout_.vocab >= kSplitVocab &&
+           rows * 8 <= torch::stable::get_num_threads() * 7;
+  }
+
+  // Calls work(b) for each block b of a row, on all threads.
+  template <typename work_t>
+  void for_blocks(const work_t& work) const {
+    const int64_t blocks = (layout_.vocab + kRowBlock - 1) / kRowBlock;
+    torch::stable::parallel_for(0, blocks, kSplitBlocks, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) work(b);
+    });
+  }
+
+  bool split_sums(const RowInput& in, RowScratch& scratch, RowSums<double>& sums) const {
+    const BlockKernels& kernels = kernels_.blocks;
+    std::vector<BlockSums> blocks((layout_.vocab + kRowBlock - 1) / kRowBlock);
+    for_blocks([&](int64_t b) { blocks[b].top = kernels.top(in, b * kRowBlock); });
+    if (!kernels.choose_exponents(in, blocks.data(), scratch))
+      return kernels_.sums(in, scratch, sums);
+    for_blocks([&](int64_t b) { kernels.sums(in, scratch, b * kRowBlock, blocks[b]); });
+    return kernels.join(in, blocks.data(), scratch, sums);
+  }
+
+  double write(const RowInput& in, const RowScratch& scratch, const RowOutput& out,
+               bool split) const {
+    if (!split) return kernels_.write(in, scratch, out, 0, in.vocab);
+    for_blocks([&](int64_t b) {
+      const int64_t begin = b * kRowBlock;
+      kernels_.write(in, scratch, out, begin, std::min(begin + kRowBlock, in.vocab));
+    });
+    return 0;  // the row is plain: nobody asks
+  }
+
+  // split: all threads at once, else this one alone.
+  void one_row(int64_t t, RowScratch& scratch, void* mean, bool split) {
+    const bool counts = plan_.state[t] == RowState::kCounts, plain = this->plain();
     const bool stats = o_.stats != kStatsOff;
     void* grad = grad_ && counts ? grad_row(t) : nullptr;
     const bool second_pass = grad || mean || (stats && !plain);
@@ -110,18 +154,23 @@ class Run {
                       second_pass};
     RowSums<double> sums{};
     RowNumbers& out = rows[t];
-    out.finite = kernels_.sums(in, scratch, sums);
+    out.finite = split ? split_sums(in, scratch, sums) : kernels_.sums(in, scratch, sums);
     RowResult<double> r = finish_row(sums, layout_.vocab, o_.label_smoothing, o_.z_loss);
     if (!out.finite) {
       r.p_scale = r.g_y = r.nll = r.logsumexp = r.entropy = r.grad_norm_sq = r.row_loss = kNan;
       r.correct = false;
     }
     if (second_pass) {
-      const double square =
-          kernels_.write(in, scratch,
-                         {r.p_scale, 1 + (o_.z_loss > 0 ? 2 * o_.z_loss * r.logsumexp : 0),
-                          o_.label_smoothing / double(layout_.vocab), r.g_y, plan_.weight[t], grad,
-                          mean, plain, stream_});
+      const RowOutput output{r.p_scale,
+                             1 + (o_.z_loss > 0 ? 2 * o_.z_loss * r.logsumexp : 0),
+                             o_.label_smoothing / double(layout_.vocab),
+                             r.g_y,
+                             plan_.weight[t],
+                             grad,
+                             mean,
+                             plain,
+                             stream_};
+      const double square = write(in, scratch, output, split);
       if (!plain) r.grad_norm_sq = square;
     }
     out.loss = r.row_loss;
@@ -173,7 +222,7 @@ class Run {
           char* vector = vectors.data() + k * vocab * acc;
           std::memset(vector, 0, size_t(vocab * acc));
           const Tile& tile = tiles[first + k];
-          for (int64_t i = tile.begin; i < tile.end; ++i) one_row(order[i], scratch, vector);
+          for (int64_t i = tile.begin; i < tile.end; ++i) one_row(order[i], scratch, vector, false);
         }
       });
       if (wide_)

@@ -95,14 +95,15 @@ inline void plain_span(const float* e, int64_t size, double scale, const RowOutp
 }
 
 template <class V, class scalar_t>
-double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out) {
+double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput& out, int64_t first,
+                 int64_t last) {
   const float* e = static_cast<const float*>(scratch.e);
   const float* slope = in.softcap > 0 ? static_cast<const float*>(scratch.slope) : nullptr;
   scalar_t* grad = static_cast<scalar_t*>(out.grad);
   float* mean = static_cast<float*>(out.mean);
   double square = 0;
-  for (int64_t begin = 0; begin < in.vocab; begin += kRowBlock) {
-    const int64_t end = begin + kRowBlock < in.vocab ? begin + kRowBlock : in.vocab;
+  for (int64_t begin = first; begin < last; begin += kRowBlock) {
+    const int64_t end = block_end(begin, last);
     const double power =
         __builtin_ldexp(1.0, scratch.exponents[begin / kRowBlock] - scratch.exponent);
     const double scale = out.p_scale * power;
@@ -117,6 +118,7 @@ double row_write(const RowInput& in, const RowScratch& scratch, const RowOutput&
         plain_span<V, false>(e + from, to - from, scale, out, grad + from, mean_from);
     });
   }
+  if (in.label < first || in.label >= last) return square;
   const double g_y = slope ? out.g_y * slope[in.label] : out.g_y;
   if (mean) mean[in.label] += float(g_y);
   if (grad) put<V>(grad + in.label, float(out.weight * g_y));
@@ -136,7 +138,11 @@ void row_scale(const void* in, void* out, int64_t size, double factor) {
 
 template <class V, class scalar_t>
 constexpr RowKernels row_kernels() {
-  return {&row_sums<V, scalar_t>, &row_write<V, scalar_t>, &row_scale<V, scalar_t>};
+  return {&row_sums<V, scalar_t>,
+          &row_write<V, scalar_t>,
+          &row_scale<V, scalar_t>,
+          {&block_top<V, scalar_t>, &choose_exponents<V, scalar_t>, &sums_of_block<V, scalar_t>,
+           &join_blocks<V, scalar_t>}};
 }
 
 template <class V>

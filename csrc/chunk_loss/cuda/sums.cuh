@@ -3,9 +3,9 @@
 // chunk_mean_grad_kernel   ||sum_t g_t||^2 of a chunk, in parts: one block per (chunk, tile of
 //                          columns, slab of rows). A thread owns the columns of one pack of 16 bytes
 //                          and keeps their sums in registers while it walks through the slab in
-//                          ascending order, four rows in flight. The last block of a tile adds up
-//                          its slabs in order, so there is no atomic addition. Reads the logits of
-//                          the chunk's rows once more: b V bytes a row.
+//                          ascending order, kMeanRows rows in flight. The last block of a tile adds
+//                          up its slabs in order, so there is no atomic addition. Reads the logits
+//                          of the chunk's rows once more: b V bytes a row.
 // chunk_loss_sum_kernel    one block per (chunk, part of its rows): their statistics and loss, in
 //                          double and in a fixed order; the last block of a chunk adds up its parts,
 //                          the last block of all the loss.
@@ -17,14 +17,25 @@ namespace cwt {
 
 constexpr int kMeanThreads = 256;
 constexpr int kSumThreads = 256;
+#if __CUDA_ARCH__ >= 1000
+constexpr int kMeanRows = 4;  // ptxas needs more registers there
+#else
+constexpr int kMeanRows = 8;
+#endif
 
 // What the gradient of a row is made from, and where its logits are.
 template <typename acc_t>
 struct ListedRow {
   int64_t at;  // elements from the first logit
   acc_t shift, p_scale, g_y, p_factor;
+  acc_t unit, c, scale;  // without softcap and smoothing g_j = scale base^(unit x_j - c) for j != y
   int label;
 };
+
+// Whether g_j is a multiple of p_j for j != y.
+__device__ __forceinline__ bool is_multiple_of_p(const ChunkLossOptions& o) {
+  return o.softcap == 0 && o.label_smoothing == 0;
+}
 
 // Lists the rows of [begin, begin + blockDim.x) that belong to the chunk's statistics and were
 // read, ascending. Returns how many. Ends with a barrier.
@@ -52,52 +63,91 @@ __device__ __forceinline__ int list_rows(const ChunkLossArgs& a, int64_t chunk, 
                         softcap_of<acc_t>(a),
                         static_cast<int>(a.labels[t])};
     g.apply(a, static_cast<const acc_t*>(a.row_stats)[kLogsumexp * rows + t]);
+    const Scale<acc_t> at(g.shift);
+    const acc_t scale = g.p_factor * g.p_scale * Exponent<acc_t>::power(-at(g.shift));
     list[before + __popc(lanes & ((1u << lane_of_thread()) - 1))] = {
-        a.layout.row(t), g.shift, g.p_scale, g.g_y, g.p_factor, g.label};
+        a.layout.row(t), g.shift, g.p_scale, g.g_y, g.p_factor, at.unit, at.c, scale, g.label};
   }
   __syncthreads();
   return total;
 }
 
-// Adds the gradients of `count` listed rows to the sums of this thread's columns.
+// The pack of a row from `column` on, with -inf past the row's end: it adds nothing.
+template <typename scalar_t>
+__device__ __forceinline__ Bits128 pack_at(const scalar_t* x, int column, int vocab,
+                                           int64_t stride) {
+  constexpr int kSize = Pack<scalar_t>::kSize;
+  if (stride == 1 && column + kSize <= vocab && (reinterpret_cast<uintptr_t>(x + column) & 15) == 0)
+    return load_stream(reinterpret_cast<const Bits128*>(x + column));
+  Pack<scalar_t> pack;
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    narrow(-INFINITY, pack.value[k]);
+    if (column + k < vocab) pack.value[k] = x[(column + k) * stride];
+  }
+  return bits_of(pack);
+}
+
+// Calls add(row, pack) for `count` listed rows, kRows loads at a time.
+template <int kRows, typename scalar_t, typename acc_t, typename add_t>
+__device__ __forceinline__ void for_listed(const ChunkLossArgs& a, const ListedRow<acc_t>* list,
+                                           int count, int column, const add_t& add) {
+  const scalar_t* logits = static_cast<const scalar_t*>(a.logits);
+  for (int r = 0; r < count; r += kRows) {
+    Bits128 bits[kRows];
+#pragma unroll
+    for (int u = 0; u < kRows; ++u)
+      if (r + u < count)
+        bits[u] = pack_at(logits + list[r + u].at, column, static_cast<int>(a.layout.vocab),
+                          a.layout.vocab_stride);
+#pragma unroll
+    for (int u = 0; u < kRows; ++u)
+      if (r + u < count) add(list[r + u], bits[u]);
+  }
+}
+
+// Adds the gradients of `count` listed rows to the sums of this thread's columns. Where they are
+// multiples of p, a logit takes four instructions: widen, two multiply-adds, a power of two.
 template <typename scalar_t, typename acc_t, int kSize>
 __device__ __forceinline__ void add_gradients(const ChunkLossArgs& a, const ListedRow<acc_t>* list,
                                               int count, int column, acc_t (&total)[kSize]) {
-  constexpr int kRows = 4;
-  const int vocab = static_cast<int>(a.layout.vocab);
-  const int64_t stride = a.layout.vocab_stride;
-  const scalar_t* logits = static_cast<const scalar_t*>(a.logits);
-  for (int r = 0; r < count; r += kRows) {
-    Pack<scalar_t> pack[kRows];
+  using Exp = Exponent<acc_t>;
+  if (is_multiple_of_p(a.options)) {
+    for_listed<kMeanRows, scalar_t>(
+        a, list, count, column, [&](const ListedRow<acc_t>& row, const Bits128& bits) {
+          acc_t x[kSize];
+          widen_pack<scalar_t>(bits, x);
+          const unsigned label = static_cast<unsigned>(row.label - column);
+          if (label < kSize) {
 #pragma unroll
-    for (int u = 0; u < kRows; ++u) {
-      if (r + u >= count) break;
-      const scalar_t* x = logits + list[r + u].at;
-      if (stride == 1 && column + kSize <= vocab &&
-          (reinterpret_cast<uintptr_t>(x + column) & 15) == 0) {
-        pack[u] = unpack<scalar_t>(load_stream(reinterpret_cast<const Bits128*>(x + column)));
-      } else {
+            for (int k = 0; k < kSize; ++k)
+              if (k == static_cast<int>(label)) {
+                x[k] = -INFINITY;
+                total[k] += row.g_y;
+              }
+          }
 #pragma unroll
-        for (int k = 0; k < kSize; ++k)
-          if (column + k < vocab) pack[u].value[k] = x[(column + k) * stride];
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kRows; ++u) {
-      if (r + u >= count) break;
-      const ListedRow<acc_t>& row = list[r + u];
-      const GradientOf<acc_t> g{row.shift,
-                                row.p_scale,
-                                row.g_y,
-                                row.p_factor,
-                                static_cast<acc_t>(a.smoothing_per_logit),
-                                softcap_of<acc_t>(a),
-                                row.label};
-#pragma unroll
-      for (int k = 0; k < kSize; ++k)
-        if (column + k < vocab) total[k] += g.general(widen(pack[u].value[k]), column + k);
-    }
+          for (int k = 0; k < kSize; ++k)
+            total[k] += row.scale * Exp::power(Exp::fused(x[k], row.unit, -row.c));
+        });
+    return;
   }
+  for_listed<4, scalar_t>(a, list, count, column,
+                          [&](const ListedRow<acc_t>& row, const Bits128& bits) {
+                            const GradientOf<acc_t> g{row.shift,
+                                                      row.p_scale,
+                                                      row.g_y,
+                                                      row.p_factor,
+                                                      static_cast<acc_t>(a.smoothing_per_logit),
+                                                      softcap_of<acc_t>(a),
+                                                      row.label};
+                            acc_t x[kSize];
+                            widen_pack<scalar_t>(bits, x);
+#pragma unroll
+                            for (int k = 0; k < kSize; ++k)
+                              if (column + k < static_cast<int>(a.layout.vocab))
+                                total[k] += g.general(x[k], column + k);
+                          });
 }
 
 template <typename scalar_t>
