@@ -192,7 +192,8 @@ inline Tensor part_of(const Tensor& x, Shape shape, int64_t offset) {
 // each T', as logits[:, :-1] is, and T' is not much more: then with its strides, so that rows of
 // odd length begin at the same place within 16 bytes. _ops.py has the same rule for fake tensors.
 inline Tensor fresh_like(const Tensor& x) {
-  if (x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) && x.size(1) > 0) {
+  if (x.dim() == 3 && x.numel() > 0 && x.size(0) > 1 && x.stride(2) == 1 &&
+      x.stride(1) == x.size(2)) {
     const int64_t rows = x.stride(0) / x.stride(1);  // T'
     const bool whole = rows * x.stride(1) == x.stride(0);
     if (whole && rows > x.size(1) && rows <= x.size(1) + x.size(1) / 8 + 1)
