@@ -21,10 +21,10 @@ from app_fixtures import DATA, needs_data
 from cwt.data.readers import read_examples
 from cwt.errors import UserError
 from cwt.teaching import Completion, TeachConfig, teach
+from cwt.teaching.client import retry_after
 from cwt.teaching.grading import verdict
 from cwt.teaching.journal import Journal
 from cwt.teaching.prompts import load_styles
-from cwt.teaching.server import retry_after
 from cwt.teaching.workers import Run
 from teach_server import (
     COMPLETION_TOKENS,
