@@ -5,7 +5,7 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
@@ -13,18 +13,17 @@ from cwt.config import RunConfig
 from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
-from cwt.evaluation.generation import evaluate, latency
+from cwt.evaluation.generation import evaluate_by, latency_by
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.fit import (
     check_positions,
     describe,
     fitted_options,
-    generation_limits,
     open_student,
-    open_to_write,
     token_lengths,
 )
+from cwt.pipeline.generators import open_generator
 from cwt.pipeline.methods import (
     CONTINUED,
     METHODS,
@@ -310,30 +309,33 @@ def _check_trained(ws: Workspace, judge: str) -> None:
 
 
 def evaluate_student(
-    ws: Workspace, name: str, part: str = "test", progress: Progress = quiet
+    ws: Workspace, name: str, part: str = "test", progress: Progress = quiet, served: str = ""
 ) -> dict[str, Any]:
-    """Writes evals/<name>, the score on some questions and what the student wrote; returns it."""
+    """Writes evals/<name>, the score on some questions and what the student wrote; returns it.
+
+    `served` is the student's name on a server, by default its folder.
+    """
     path = ws.evaluation(name, part)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name, open_to_write)
+    _check_there(ws, name)
     questions = ws.examples(part)
-    limits = generation_limits(ws, student, questions)
-    score, written = evaluate(student, questions, progress=progress, **asdict(limits))
+    generator, tokens = open_generator(ws, name, questions, served)
+    score, written = evaluate_by(generator, questions, tokens, progress)
     write_lines(ws.generations(name, part), (asdict(g) for g in written))
     write_json(path, asdict(score))
     return asdict(score)
 
 
-def measure_latency(ws: Workspace, name: str) -> None:
+def measure_latency(ws: Workspace, name: str, served: str = "") -> None:
     """Writes latency/<name>.json, the median wall time of one answer; run nothing beside it."""
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
-    student = _trained_student(ws, name, open_to_write)
+    _check_there(ws, name)
     questions = ws.examples("test")[: c.latency_questions]
-    limits = generation_limits(ws, student, questions)
-    seconds = latency(student, questions, limits.max_new_tokens)
+    generator, tokens = open_generator(ws, name, questions, served)
+    seconds = latency_by(generator, questions, tokens)
     write_json(ws.latency(name), {"seconds": seconds, "questions": len(questions)})
 
 
@@ -357,9 +359,6 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     return found
 
 
-def _trained_student(
-    ws: Workspace, name: str, opened: Callable[[Workspace, str], Student] = open_student
-) -> Student:
+def _check_there(ws: Workspace, name: str) -> None:
     if not ws.trained(name):
         raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    return opened(ws, name)
