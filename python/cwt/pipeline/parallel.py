@@ -1,32 +1,21 @@
-"""Does pieces of work that depend on one another, several side by side in processes."""
+"""Does the rows of a run, which depend on one another, several side by side."""
 
-import multiprocessing
 import os
-import queue
-import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from graphlib import TopologicalSorter
-from multiprocessing.connection import wait as wait_for
-from typing import Any
 
 import torch
 
 from cwt.config import RunConfig
 from cwt.errors import UserError
-from cwt.interrupts import terminable
+from cwt.interrupts import postponed
+from cwt.pipeline.processes import Ended, in_a_process
 from cwt.progress import Progress, Watch
-from cwt.students.load import quiet_libraries
 
 Work = Callable[[str, Progress], None]  # is given a name; must be picklable
-
-# Set in each worker: the queue to the parent, and the event by which the parent says to stop.
-_updates: Any = None
-_stop: Any = None
 
 
 def usable_cores() -> int:
@@ -44,6 +33,17 @@ def default_jobs(config: RunConfig) -> int:
     return usable_cores()
 
 
+def one_at_a_time(watch: Watch) -> Watch:
+    """Returns a callback that several threads may call."""
+    lock = threading.Lock()
+
+    def told(name: str, share: float, text: str) -> None:
+        with lock:
+            watch(name, share, text)
+
+    return told
+
+
 def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Watch) -> None:
     """Does every piece of work, each after those that it needs.
 
@@ -51,16 +51,17 @@ def run_all(needs: Mapping[str, Sequence[str]], work: Work, jobs: int, watch: Wa
         needs: for each name the names that must be done before it; a name that is not a key counts
             as done. Among those that may start, the one with the longest chain behind it is first.
         work: does one piece.
-        jobs: how many go side by side; 1 stays in this process.
+        jobs: how many go side by side, each in a process of its own; 1 stays in this process.
         watch: called with a name, its share done, and what is being done.
 
     Raises:
-        UserError: a piece raised one, or its process was killed.
+        UserError: a piece raised one, or its process was killed; the others end their step and
+            save a checkpoint.
     """
     order = TopologicalSorter({name: [n for n in of if n in needs] for name, of in needs.items()})
     order.prepare()
     if jobs > 1:
-        _run_in_pool(order, needs, work, jobs, watch)
+        _run_side_by_side(order, needs, work, jobs, one_at_a_time(watch))
         return
     while order.is_active():
         for name in order.get_ready():
@@ -75,89 +76,46 @@ def _waiting_for(name: str, needs: Mapping[str, Sequence[str]]) -> int:
     return max(chains, default=0)
 
 
-def _run_in_pool(
+def _run_side_by_side(
     order: "TopologicalSorter[str]",
     needs: Mapping[str, Sequence[str]],
     work: Work,
     jobs: int,
     watch: Watch,
 ) -> None:
-    context = multiprocessing.get_context("spawn")  # fork breaks OpenMP once it has threads
-    updates, stop = context.Queue(), context.Event()
     threads = max(1, usable_cores() // jobs)
-    names = list(needs)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (updates, stop, threads)) as pool:
-        running: dict[Future[None], str] = {}
+    names, failed = list(needs), threading.Event()
+    running: dict[Future[Ended], str] = {}
+    with postponed() as asked, ThreadPoolExecutor(jobs) as pool:
+
+        def stopping() -> bool:
+            return bool(asked.signum) or failed.is_set()
+
         try:
-            while order.is_active():
+            while order.is_active() and not stopping():
                 ready = sorted(
                     order.get_ready(), key=lambda n: (-_waiting_for(n, needs), names.index(n))
                 )
                 for name in ready:
-                    running[pool.submit(_work, work, name)] = name
+                    piece = partial(work, name), partial(watch, name), stopping, threads
+                    running[pool.submit(in_a_process, *piece)] = name
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _tell(updates, watch)
                 for future in finished:
                     name = running.pop(future)
-                    _result(future, name)
+                    if asked.signum:  # it may have been stopped
+                        return
+                    _check(future.result(), name)
                     order.done(name)
                     watch(name, 1.0, "done")
         except BaseException:
-            stop.set()  # the others finish their step and save a checkpoint
-            pool.shutdown(wait=False, cancel_futures=True)
+            failed.set()
             raise
 
 
-def _result(future: "Future[None]", name: str) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool:
+def _check(ended: Ended, name: str) -> None:
+    ended.check()
+    if ended.status:
         raise UserError(
             f"the process of {name} was killed (out of memory?); the same command goes on from its "
             "last checkpoint, --jobs 1 trains one at a time."
-        ) from None
-
-
-def _tell(updates: Any, watch: Watch) -> None:
-    while True:
-        try:
-            watch(*updates.get_nowait())
-        except queue.Empty:
-            return
-
-
-def _start_worker(updates: Any, stop: Any, threads: int) -> None:
-    global _updates, _stop
-    _updates, _stop = updates, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    quiet_libraries()
-
-
-def _die_with_the_parent() -> None:
-    """Ends a worker whose parent was killed: the lock is gone, another run may be at work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(128 + signal.SIGKILL)
-
-
-def _work(work: Work, name: str) -> None:
-    last = 0.0
-
-    def progress(share: float, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.2:
-            last = time.monotonic()
-            _updates.put((name, share, text))
-        if _stop.is_set():
-            signal.raise_signal(signal.SIGTERM)
-
-    with terminable():
-        try:
-            work(name, progress)
-        except KeyboardInterrupt:
-            if not _stop.is_set():  # by the pool, because a sibling died, or from outside
-                os._exit(128 + signal.SIGTERM)
-            raise
+        )
