@@ -29,7 +29,7 @@ def engine(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         ray.init(
-            num_cpus=2, num_gpus=2, include_dashboard=False, logging_level="error",
+            "local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level="error",
             log_to_driver=False,
         )  # fmt: skip
     yield "auto"

@@ -202,7 +202,7 @@ def _connected(address: str) -> Iterator[Any]:
                     "token, RAY_AUTH_MODE=token must be set here."
                 ) from None
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-            ray.init(num_cpus=usable_cores(), include_dashboard=False, **options)
+            ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **options)
         if handler and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the sweep at once
         yield ray
