@@ -18,7 +18,7 @@ ROOMS = {
     "students": {"data"},
     "training": {"data", "students"},
     "skipping": {"data", "students"},
-    "evaluation": {"data", "students"},
+    "evaluation": {"data", "students", "teaching"},
     "report": set(),
     "config": {"data", "training", "skipping"},
     "pipeline": {

@@ -1,12 +1,14 @@
 """`cwt sweep`: a small one, really run."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 from app_fixtures import squeezed
 from cwt.cli import main
 from cwt.files import read_json, read_lines
+from filelock import FileLock
 
 SMALL = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "10",
          "--budget", "300", "--skip.rounds", "1", "--eval.max-new-tokens", "12",
@@ -79,12 +81,34 @@ def test_a_rerun_trains_nothing(swept):
     assert (weights.stat().st_mtime_ns, (swept / "sweep.json").read_text()) == before
 
 
+def test_a_run_that_fails_is_named_and_the_others_are_compared(swept, tmp_path, capsys):
+    out = tmp_path / "s"
+    shutil.copytree(swept, out)
+    whole = read_json(out / "sweep.json")
+    with FileLock(out / "letters-1/.lock"), pytest.raises(SystemExit) as stopped:
+        main(["sweep", *SMALL, "--jobs", "1", "--out", str(out)])
+    assert stopped.value.code == 2
+    reason = f"letters-1 failed (exit status 2): --out {out}/letters-1: another process is working"
+    error = squeezed(capsys.readouterr().err)
+    assert f"cwt: sweep: 1 of 2 cells have no result. {reason} on this run. {out}/sweep" in error
+    found = read_json(out / "sweep.json")
+    assert found["methods"] == [row for row in whole["methods"] if row["seed"] == 0]
+    assert {len(row["accuracies"]) for row in found["summary"]} == {1}
+    assert {len(d["by_seed"]) for d in found["differences"]} == {1}
+    assert found["failed"]["letters-1"]["status"] == 2
+    assert f"- No result: {reason}" in (out / "sweep.md").read_text()
+    main(["sweep", *SMALL, "--jobs", "1", "--out", str(out)])
+    assert read_json(out / "sweep.json") == whole
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(["--tasks", "sums"], "wanted some of arithmetic, objects, letters, coin, stock, got"),
      (["--seeds", "one"], "--seeds must be whole numbers, got 'one'"),
      (["--seeds", ","], "--seeds must name at least one"),
      (["--jobs", "-1"], "--jobs must not be negative, got -1"),
+     (["--gpus", "1"], "--gpus is what Ray gives a run; it needs --cluster auto or"),
+     (["--cluster", "slurm"], "--cluster: wanted auto, local or ray://HOST:PORT, got 'slurm'"),
      (["--data", "x.jsonl"], "takes generated tasks; --data is for `cwt run`"),
      (["--budget", "301"], "folder of another run: train.budget is 300 there and 301 here")],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 from cwt.errors import UserError
 from cwt.teaching import TeachConfig, teach
-from cwt.teaching.server import retry_after
+from cwt.teaching.client import retry_after
 from teach_run import CALL, asking, manifest
 from teach_server import (
     KEY,

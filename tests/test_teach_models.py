@@ -85,15 +85,14 @@ def check_against(oracle, out):
     assert manifest["totals"]["completions_without_usage"] == 0
 
 
-@pytest.fixture(scope="module")
-def served(model):
-    """The address of a real OpenAI-compatible server."""
+def start_serving(*model):
+    """The address of a real OpenAI-compatible server, of one model or of any that it is asked."""
     pytest.importorskip("fastapi", reason="transformers serve needs the extra `serving`")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model),
+        [sys.executable, "-m", "transformers.cli.transformers", "serve", *model,
          "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -111,6 +110,11 @@ def served(model):
     yield f"http://127.0.0.1:{port}/v1"
     process.kill()
     process.communicate()
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    yield from start_serving(str(model))
 
 
 @pytest.mark.parametrize("api", ["chat", "completion"])

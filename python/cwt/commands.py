@@ -298,6 +298,7 @@ class Eval(Command):
 
     Attributes:
         method: row of the table, such as FTT, CWT or STT.
+        served_model: of --generator server: the student's name there; by default its folder.
         eval: how students answer.
     """
 
@@ -305,6 +306,7 @@ class Eval(Command):
     shares: ClassVar[bool] = True
 
     method: str = tyro.MISSING
+    served_model: str = ""
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def run(self) -> None:
@@ -317,8 +319,9 @@ class Eval(Command):
         method = method_named(self.method)
         with ws.locked(), Bars() as bars:
             student = chosen_student(ws, method) if method.in_rounds else method.name
-            score = evaluate_row(ws, method.name, student, bars.one(method.name))
-            measure_latency(ws, student)
+            told = bars.one(method.name)
+            score = evaluate_row(ws, method.name, student, told, self.served_model)
+            measure_latency(ws, student, self.served_model)
         _print(f"{method.name}: {100 * score['accuracy']:.1f} % of {score['questions']} questions")
 
 
@@ -460,17 +463,25 @@ class Sweep(Begins):
     Attributes:
         tasks: generated tasks, comma-separated.
         seeds: seeds, comma-separated.
-        jobs: how many runs go side by side; 0: one a core.
+        jobs: how many runs go side by side, at most; 0: one a core for tiny on a CPU, else one; on
+            a Ray cluster as many as it has room for.
+        cluster: local: this machine; auto: Ray where it is installed (the cluster that runs, or one
+            of this machine alone), else local; ray://HOST:PORT: that Ray cluster.
+        gpus: GPUs of a run on a Ray cluster; a share such as 0.5 lets runs share one. By default
+            one where the cluster has some.
     """
 
     tasks: str = "arithmetic,objects,letters,coin"
     seeds: str = "0,1,2"
     jobs: int = 0
+    cluster: str = "local"
+    gpus: float | None = None
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
     def run(self) -> None:
         _at_least_zero("sweep", self.jobs)
         from cwt.data.tasks import TASKS
+        from cwt.pipeline.cells import uses_ray
         from cwt.pipeline.sweep import parse_list, sweep
         from cwt.students.load import check_student, quiet_libraries
 
@@ -478,10 +489,22 @@ class Sweep(Begins):
         seeds = parse_list(self.seeds, "seeds")
         if not all(seed.isdecimal() for seed in seeds):
             raise UserError(f"--seeds must be whole numbers, got {self.seeds!r}.")
+        if self.gpus is not None and not self.gpus >= 0:
+            raise UserError(f"sweep: --gpus must not be negative, got {self.gpus}.")
         quiet_libraries()
         check_student(self.options.student)
         with Bars() as bars:
-            sweep(self.options, tasks, [int(s) for s in seeds], self.out, self.jobs, bars.watch)
+            bars.say("the runs go to " + ("Ray" if uses_ray(self.cluster) else "this machine"))
+            sweep(
+                self.options,
+                tasks,
+                [int(s) for s in seeds],
+                self.out,
+                self.jobs,
+                bars.watch,
+                self.cluster,
+                self.gpus,
+            )
         _print((self.out / "sweep.md").read_text(encoding="utf-8"))
         _print(f"{self.out / 'sweep.json'}, {self.out / 'sweep.md'}")
 

@@ -158,15 +158,33 @@ class EvalConfig:
         batch_size: questions generated at once, where --batches says rows.
         latency_questions: how many questions are answered one at a time, to measure the latency
             of one answer; 0: do not measure it.
+        generator: who writes the answers: hf, the model in this process, or server, an
+            OpenAI-compatible server that serves the student, such as vLLM.
+        base_url: of that server, such as http://localhost:8000/v1.
+        concurrency: questions that the server is asked at once.
+        timeout: seconds that the server may take for one answer.
     """
 
     max_new_tokens: int = 256
     batch_size: int = 100
     latency_questions: int = 20
+    generator: Annotated[Literal["hf", "server"], short("generator")] = "hf"
+    base_url: Annotated[str, short("base-url")] = ""
+    concurrency: int = 32
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch_size")
+        _at_least(self, 1, "batch_size", "concurrency")
         _at_least(self, 0, "max_new_tokens", "latency_questions")
+        if not self.timeout > 0:
+            raise UserError(f"timeout must be above 0 seconds, got {self.timeout}.")
+        if "@" in self.base_url or "?" in self.base_url:  # it may be a secret: not repeated here
+            raise UserError("--base-url must hold neither a user, a password nor a query.")
+        if self.generator == "server" and not self.base_url.startswith(("http://", "https://")):
+            raise UserError(
+                "--generator server needs --base-url, such as http://localhost:8000/v1, got "
+                f"{self.base_url!r}."
+            )
 
 
 @dataclass(frozen=True)

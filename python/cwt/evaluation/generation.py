@@ -5,17 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from cwt.at_hand import at_hand
 from cwt.data.answers import extract_answer, same_answer
-from cwt.data.answers.statement import opened_thought
 from cwt.data.example import Example
 from cwt.data.units import answer_start
-from cwt.errors import UserError
+from cwt.evaluation.generators import Generator, LocalGenerator, Written, written_by
 from cwt.evaluation.statistics import wilson_interval
 from cwt.progress import Progress, quiet
-from cwt.students.student import Student, group_by_tokens
+from cwt.students.student import Student
 
 
 @dataclass(frozen=True)
@@ -86,40 +82,31 @@ def evaluate(
         >>> score.questions, len(written)
         (2, 2)
     """
-    prompts = [student.prompt(example.question) for example in examples]
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    waiting = group_by_tokens(lengths, batch_tokens, batch_size)[::-1]
-    written: dict[int, list[int]] = {}
-    seconds = 0.0
-    while waiting:
-        part = waiting.pop()
-        at_hand("answering", [examples[i].id for i in part])
-        start = time.perf_counter()
-        rows = _generate_if_it_fits(student, [prompts[i] for i in part], max_new_tokens)
-        seconds += time.perf_counter() - start
-        if rows is None:
-            half = len(part) // 2
-            waiting += [part[half:], part[:half]]
-            continue
-        written.update(zip(part, rows, strict=True))
-        progress(len(written) / len(prompts), "generating")
-    generations = [grade(student, e, written[i]) for i, e in enumerate(examples)]
+    generator = LocalGenerator(student, batch_size, batch_tokens)
+    return evaluate_by(generator, examples, max_new_tokens, progress)
+
+
+def evaluate_by(
+    generator: Generator,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    progress: Progress = quiet,
+) -> tuple[Score, list[Generation]]:
+    """Returns the score of what a generator writes for some questions, and all of it.
+
+    Args:
+        generator: writes the answers.
+        examples: questions with answers; their order is kept.
+        max_new_tokens: tokens per question, at most.
+        progress: called with the share done and what is being done.
+    """
+    start = time.perf_counter()
+    written = generator.write([e.question for e in examples], max_new_tokens, progress)
+    seconds = time.perf_counter() - start
+    generations = [
+        graded(e, w, generator.opening(e.question)) for e, w in zip(examples, written, strict=True)
+    ]
     return score(generations, seconds), generations
-
-
-def _generate_if_it_fits(
-    student: Student, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[list[int]] | None:
-    """Returns what the student writes; None where several prompts at once exceed the memory."""
-    try:
-        return student.generate(prompts, max_new_tokens)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise UserError(
-                f"the memory of {student.device} does not suffice to answer one question of "
-                f"{len(prompts[0])} tokens; use a smaller student or --dtype bfloat16."
-            ) from None
-        return None
 
 
 def latency(
@@ -135,12 +122,22 @@ def latency(
         max_new_tokens: tokens per question, at most.
         questions: how many questions are measured, at most.
     """
-    prompts = [student.prompt(e.question) for e in examples[:questions]]
-    student.generate(prompts[:1], max_new_tokens)
+    return latency_by(LocalGenerator(student), examples[:questions], max_new_tokens)
+
+
+def latency_by(generator: Generator, examples: Sequence[Example], max_new_tokens: int) -> float:
+    """Returns the median wall time in which a generator writes one answer alone, in seconds.
+
+    Args:
+        generator: writes the answers.
+        examples: questions; the first is asked once more beforehand, to warm up.
+        max_new_tokens: tokens per question, at most.
+    """
+    generator.write([examples[0].question], max_new_tokens)
     seconds = []
-    for prompt in prompts:
+    for example in examples:
         start = time.perf_counter()
-        student.generate([prompt], max_new_tokens)
+        generator.write([example.question], max_new_tokens)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
@@ -168,22 +165,32 @@ def score(generations: Sequence[Generation], seconds: float) -> Score:
 
 
 def grade(student: Student, example: Example, ids: list[int]) -> Generation:
-    """Returns the graded answer of a student to a question, given the ids that it wrote.
+    """Returns the graded answer of a student to a question, given the ids that it wrote."""
+    opening = LocalGenerator(student).opening(example.question)
+    return graded(example, written_by(student, ids), opening)
+
+
+def graded(example: Example, written: Written, opening: str = "") -> Generation:
+    """Returns a graded answer.
 
     A thought that is not closed has no answer, also where the prompt opened it.
+
+    Args:
+        example: the question and its answer.
+        written: what was written for it.
+        opening: the marker of a thought that the prompt opened.
     """
-    ended = student.ended(ids)
-    text = student.text(ids)
-    read = opened_thought(student.text(student.prompt(example.question))) + text
+    read = opening + written.text
     answer = extract_answer(read)
+    stated = answer is not None and answer_start(read) < len(read)
     return Generation(
         id=example.id,
         question=example.question,
         wanted=example.answer,
-        text=text,
+        text=written.text,
         answer=answer,
         correct=same_answer(answer, example.answer),
-        well_formed=ended and answer is not None and answer_start(read) < len(read),
-        truncated=not ended,
-        tokens=len(ids),
+        well_formed=written.ended and stated,
+        truncated=not written.ended,
+        tokens=written.tokens,
     )

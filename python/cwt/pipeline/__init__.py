@@ -8,5 +8,8 @@ export     what a row of the table trains, as rows for other trainers
 results    the figures and costs of every row: report.json
 run        `run(config, out)`: all stages; the command line, a sweep and a notebook call it
 parallel   several rows side by side
-sweep      tasks x seeds x methods, one run each
+processes  a piece of work in a process of its own
+sweep      tasks x seeds x methods, one run (a cell) each
+cells      the cells on this machine, by joblib, or on a Ray cluster (cluster)
+generators who writes the answers of a student: the model here, or a server
 """

@@ -55,12 +55,7 @@ def open_student(ws: Workspace, name: str = "") -> Student:
             made its chunks.
     """
     c, device = ws.config, device_of(ws)
-    source = str(ws.student(name)) if name else c.student
-    record = ws.student(name) / "train.json" if name else ws.chunks_record
-    if record.exists():  # runs of earlier versions have no checksums
-        saved = read_json(record)
-        wanted = saved.get("files" if name else "student_files", {})
-        check_files(source, wanted, "it was trained" if name else f"{ws.out} made its chunks")
+    source = checked_source(ws, name)
     dtype = compute_dtype(c.dtype, device)
     four_bit = FourBit(dtype, device) if c.quantize == "4bit" else None
     student = load_student(source, prompt_style(c), c.lora, four_bit)
@@ -77,6 +72,17 @@ def open_student(ws: Workspace, name: str = "") -> Student:
         linear = student.loss_path == LINEAR
         student.pass_tokens = scoring_tokens(shape, device, student.dtype.itemsize, linear)
     return student
+
+
+def checked_source(ws: Workspace, name: str = "") -> str:
+    """Returns where a student of the run is loaded from; see `open_student`."""
+    source = str(ws.student(name)) if name else ws.config.student
+    record = ws.student(name) / "train.json" if name else ws.chunks_record
+    if record.exists():  # runs of earlier versions have no checksums
+        saved = read_json(record)
+        wanted = saved.get("files" if name else "student_files", {})
+        check_files(source, wanted, "it was trained" if name else f"{ws.out} made its chunks")
+    return source
 
 
 def open_to_write(ws: Workspace, name: str) -> Student:
@@ -217,19 +223,35 @@ def generation_limits(
         UserError: a question leaves no position of the student free for an answer.
     """
     c, shape = ws.config.eval, shape_of(student.model)
-    wanted = c.max_new_tokens or written_tokens(read_json(ws.chunks_record)["lengths"])
-    if shape.positions:
-        longest = max(len(student.prompt(e.question)) for e in questions)
-        if longest >= shape.positions:
-            raise UserError(
-                f"a question of {longest} tokens leaves no room for an answer: the student has "
-                f"{shape.positions} positions."
-            )
-        wanted = min(wanted, shape.positions - longest)
+    longest = max(len(student.prompt(e.question)) for e in questions)
+    wanted = answer_tokens(ws, longest, shape.positions)
     tokens = 0
     if ws.config.batches == "tokens":
         tokens = cache_tokens(shape, student.device, student.dtype.itemsize)
     return GenerationLimits(wanted, 0 if tokens else c.batch_size, tokens)
+
+
+def answer_tokens(ws: Workspace, longest: int, positions: int) -> int:
+    """Returns how many tokens an answer may have, at most.
+
+    Args:
+        ws: the run.
+        longest: tokens of the longest prompt.
+        positions: of the student; 0: no limit known.
+
+    Raises:
+        UserError: the longest prompt leaves no position free for an answer.
+    """
+    wanted = ws.config.eval.max_new_tokens
+    wanted = wanted or written_tokens(read_json(ws.chunks_record)["lengths"])
+    if not positions:
+        return wanted
+    if longest >= positions:
+        raise UserError(
+            f"a question of {longest} tokens leaves no room for an answer: the student has "
+            f"{positions} positions."
+        )
+    return min(wanted, positions - longest)
 
 
 def written_tokens(lengths: dict[str, int]) -> int:

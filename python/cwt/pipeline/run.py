@@ -100,10 +100,13 @@ def run_method(ws: Workspace, name: str, progress: Progress = quiet) -> None:
 
 
 def evaluate_row(
-    ws: Workspace, name: str, student: str, progress: Progress = quiet
+    ws: Workspace, name: str, student: str, progress: Progress = quiet, served: str = ""
 ) -> dict[str, Any]:
-    """Evaluates the student of a row on the test questions, and puts the row into the table."""
-    score = evaluate_student(ws, student, "test", progress)
+    """Evaluates the student of a row on the test questions, and puts the row into the table.
+
+    `served` is the student's name on a server, by default its folder.
+    """
+    score = evaluate_student(ws, student, "test", progress, served)
     by_main(partial(write_json, ws.method(name), {"name": name, "student": student}))
     return score
 

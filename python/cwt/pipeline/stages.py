@@ -5,7 +5,7 @@ A stage whose result is there does nothing, so a run that was stopped goes on wh
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -15,19 +15,18 @@ import numpy as np
 from cwt.data.example import Example, write_examples
 from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
-from cwt.evaluation.generation import Generation, evaluate, latency, score
+from cwt.evaluation.generation import Generation, evaluate_by, latency_by, score
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
 from cwt.pipeline.fit import (
     check_positions,
     describe,
     fitted_options,
-    generation_limits,
     open_student,
-    open_to_write,
     reads_whole_rows,
     token_lengths,
 )
+from cwt.pipeline.generators import open_generator
 from cwt.pipeline.methods import (
     CONTINUED,
     METHODS,
@@ -313,20 +312,23 @@ def _check_trained(ws: Workspace, judge: str) -> None:
 
 
 def evaluate_student(
-    ws: Workspace, name: str, part: str = "test", progress: Progress = quiet
+    ws: Workspace, name: str, part: str = "test", progress: Progress = quiet, served: str = ""
 ) -> dict[str, Any]:
-    """Writes evals/<name>, the score on some questions and what the student wrote; returns it."""
+    """Writes evals/<name>, the score on some questions and what the student wrote; returns it.
+
+    `served` is the student's name on a server, by default its folder.
+    """
     path = ws.evaluation(name, part)
     if path.exists():
         return dict(read_json(path))
-    student = _trained_student(ws, name, open_to_write)
+    _check_there(ws, name)
     questions = ws.examples(part)
-    options = asdict(generation_limits(ws, student, questions))
+    generator, tokens = open_generator(ws, name, questions, served)
     shares = Shares(questions)
     mine: list[Generation] = []
     seconds = 0.0
     if shares.mine:
-        found, mine = evaluate(student, shares.mine, progress=progress, **options)
+        found, mine = evaluate_by(generator, shares.mine, tokens, progress)
         seconds = found.seconds_per_answer * found.questions
     written = shares.gather(mine)
     record = asdict(score(written, max(from_all(seconds))))
@@ -339,22 +341,22 @@ def evaluate_student(
     return record
 
 
-def measure_latency(ws: Workspace, name: str) -> None:
+def measure_latency(ws: Workspace, name: str, served: str = "") -> None:
     """Writes latency/<name>.json, the median wall time of one answer; run nothing beside it.
 
     Of several processes the first one measures, while the others wait.
     """
-    by_main(partial(_measure_latency, ws, name))
+    by_main(partial(_measure_latency, ws, name, served))
 
 
-def _measure_latency(ws: Workspace, name: str) -> None:
+def _measure_latency(ws: Workspace, name: str, served: str) -> None:
     c = ws.config.eval
     if ws.latency(name).exists() or not c.latency_questions:
         return
-    student = _trained_student(ws, name, open_to_write)
+    _check_there(ws, name)
     questions = ws.examples("test")[: c.latency_questions]
-    limits = generation_limits(ws, student, questions)
-    seconds = latency(student, questions, limits.max_new_tokens)
+    generator, tokens = open_generator(ws, name, questions, served)
+    seconds = latency_by(generator, questions, tokens)
     write_json(ws.latency(name), {"seconds": seconds, "questions": len(questions)})
 
 
@@ -378,9 +380,6 @@ def diagnose_student(ws: Workspace, name: str, examples: int = 48) -> dict[str, 
     return found
 
 
-def _trained_student(
-    ws: Workspace, name: str, opened: Callable[[Workspace, str], Student] = open_student
-) -> Student:
+def _check_there(ws: Workspace, name: str) -> None:
     if not ws.trained(name):
         raise UserError(f"there is no student {name} yet; run `cwt train --method {name}` first.")
-    return opened(ws, name)

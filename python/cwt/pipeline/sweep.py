@@ -2,8 +2,9 @@
 
 import json
 import platform
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,11 @@ from cwt.config import RunConfig
 from cwt.errors import UserError
 from cwt.evaluation.statistics import paired_difference
 from cwt.files import read_json, read_lines, write_json, write_text
+from cwt.pipeline.cells import run_cells, uses_ray
+from cwt.pipeline.cluster import Share
 from cwt.pipeline.methods import METHODS, comparisons
-from cwt.pipeline.parallel import run_all, usable_cores
+from cwt.pipeline.own_process import Ended, in_words
+from cwt.pipeline.parallel import default_jobs, usable_cores
 from cwt.pipeline.results import read_diagnostics
 from cwt.pipeline.run import run, write_reports
 from cwt.pipeline.stages import diagnose_student, measure_latency
@@ -48,37 +52,69 @@ def sweep(
     out: Path | str,
     jobs: int = 0,
     watch: Watch = lambda name, share, text: None,
+    cluster: str = "local",
+    gpus: float | None = None,
 ) -> dict[str, Any]:
     """Runs what is missing of a sweep; writes sweep.json, which it returns, and sweep.md.
 
-    Every (task, seed) is a run of its own in out/<task>-<seed>, which goes on where it stopped.
+    Every (task, seed) is a run of its own, a cell, in out/<task>-<seed>, which goes on where it
+    stopped. A cell that fails does not stop the others.
 
     Args:
         config: the configuration of all runs, except task and seed.
         tasks: keys of TASKS.
         seeds: each decides the data, the order of training and the random controls of a run.
         out: folder of the sweep.
-        jobs: how many runs go side by side, each on its share of the cores; 0: one a core.
+        jobs: how many runs go side by side; on this machine each has its share of the cores, and 0
+            is one a core for `tiny` on a CPU, else one. On a Ray cluster 0 is as many as it has
+            room for.
         watch: called with the name of a run, its share done, and what is being done.
+        cluster: local: this machine, by joblib; auto: Ray where it is installed (the cluster that
+            runs, or one of this machine alone), else local; ray://HOST:PORT: that Ray cluster.
+        gpus: of a cell on a Ray cluster; a share such as 0.5 lets cells share one. None: one where
+            the cluster has some.
 
     Raises:
-        UserError: a folder holds another run, or the configuration has a data file.
+        UserError: a folder holds another run, the configuration has a data file, the cluster cannot
+            be used, or cells failed: sweep.json has what the others found.
     """
     out = Path(out)
     if config.data.file:
         raise UserError("sweep: takes generated tasks; --data is for `cwt run`.")
+    ray = uses_ray(cluster)
+    if gpus is not None and not ray:
+        raise UserError(
+            "--gpus is what Ray gives a run; it needs --cluster auto or ray://HOST:PORT."
+        )
     names = [f"{task}-{seed}" for task in tasks for seed in seeds]
     for name in names:  # mistakes before hours of work
         _cell(config, name, out)
-    run_all(
-        dict.fromkeys(names, ()), partial(_run_cell, config, out), jobs or usable_cores(), watch
-    )
+    place = out.resolve() if ray else out
+    jobs = jobs or (0 if ray else default_jobs(config))
+    cells = {name: partial(_run_cell, config, place, name) for name in names}
+    ended = run_cells(cells, cluster, jobs, Share(out, gpus, config.cpu), watch)
+    failed = {name: how for name, how in ended.items() if how.status != 0}
     for name in names:  # alone, so that nothing runs beside what is measured
-        _measure(_cell(config, name, out))
-    found = collect(config, tasks, seeds, out)
+        if name not in failed:
+            _measure(_cell(config, name, out))
+    found = collect(config, tasks, seeds, out, failed)
     write_json(out / "sweep.json", found)
     write_text(out / "sweep.md", as_markdown(found, _command(found)))
+    if failed:
+        raise _failure(failed, len(names), out)
     return found
+
+
+def _failure(failed: dict[str, Ended], cells: int, out: Path) -> UserError:
+    """Returns the error that names the cells that failed; prints a traceback that is no user's."""
+    for how in failed.values():
+        if how.trace and how.status != 2:
+            print(how.trace, file=sys.stderr)
+    reasons = "; ".join(f"{name} {in_words(how).rstrip('.')}" for name, how in failed.items())
+    return UserError(
+        f"sweep: {len(failed)} of {cells} cells have no result. {reasons}. {out / 'sweep.json'} "
+        "has what the others found; the same command does these again."
+    )
 
 
 def _cell(config: RunConfig, name: str, out: Path) -> Workspace:
@@ -114,14 +150,24 @@ def _measure(ws: Workspace) -> None:
 
 
 def collect(
-    config: RunConfig, tasks: Sequence[str], seeds: Sequence[int], out: Path
+    config: RunConfig,
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    failed: Mapping[str, Ended] | None = None,
 ) -> dict[str, Any]:
-    """Returns the figures of finished runs, their means and their differences."""
+    """Returns the figures of finished runs, their means and their differences.
+
+    Of those that failed it says how: `failed` is there where one did.
+    """
+    failed = failed or {}
+    seeds_of = {task: [s for s in seeds if f"{task}-{s}" not in failed] for task in tasks}
+    tasks_done = [task for task in tasks if seeds_of[task]]
     rows: list[dict[str, Any]] = []
     marks: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
     diagnostics: list[dict[str, Any]] = []
     for task in tasks:
-        for seed in seeds:
+        for seed in seeds_of[task]:
             ws = _cell(config, f"{task}-{seed}", out)
             for row in read_json(ws.report(".json"))["methods"]:
                 rows.append({"task": task, **row})
@@ -130,12 +176,12 @@ def collect(
     names = [name for name in METHODS if any(row["name"] == name for row in rows)]
     summary = [
         _summary(task, name, [r for r in rows if r["task"] == task and r["name"] == name])
-        for task in tasks
+        for task in tasks_done
         for name in names
     ]
     differences = [
-        _difference(task, a, b, [(marks[task, s, a], marks[task, s, b]) for s in seeds])
-        for task in tasks
+        _difference(task, a, b, [(marks[task, s, a], marks[task, s, b]) for s in seeds_of[task]])
+        for task in tasks_done
         for a, b in comparisons(config, names)
     ]
     return {
@@ -151,7 +197,12 @@ def collect(
         "summary": summary,
         "differences": differences,
         "diagnostics": diagnostics,
+        **({"failed": {name: _record(how) for name, how in failed.items()}} if failed else {}),
     }
+
+
+def _record(how: Ended) -> dict[str, Any]:
+    return {"status": how.status, "error": in_words(how)}
 
 
 def _marks(ws: Workspace, student: str) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +276,12 @@ def _command(found: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-_SHORT = {"train.budget": "budget", "train.epochs": "epochs"}
+_SHORT = {
+    "train.budget": "budget",
+    "train.epochs": "epochs",
+    "eval.generator": "generator",
+    "eval.base_url": "base-url",
+}
 
 
 def _changed(default: dict[str, Any], config: dict[str, Any], at: str = "") -> dict[str, Any]:

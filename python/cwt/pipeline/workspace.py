@@ -17,6 +17,7 @@ from cwt.processes import by_main, count, start
 # Options that choose which results there are, or how they are computed, but change none.
 _MAY_CHANGE = {
     "methods", "cpu", "trackers", "train.checkpoint_seconds", "eval.latency_questions",
+    "eval.generator", "eval.base_url", "eval.concurrency", "eval.timeout",
 }  # fmt: skip
 
 # The options of a stage are fixed once it has written these files; all others, once there is data.

@@ -38,7 +38,9 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
         "that was trained for a row, its parent and rounds that lost on validation included.",
         "",
     ]
-    for task in found["tasks"]:
+    for name, how in found.get("failed", {}).items():
+        lines += [f"- No result: {name} {how['error']}", ""]
+    for task in dict.fromkeys(row["task"] for row in found["summary"]):
         lines += [f"## {task}", "", *_method_table(found, task), ""]
         diagnosed = [d for d in found["diagnostics"] if d["task"] == task]
         lines += [*_difference_table(found, task), "", *diagnostics_table(diagnosed), ""]

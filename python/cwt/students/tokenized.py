@@ -225,6 +225,17 @@ class PromptTokenizer:
         inside = sum(begin <= start < begin + len(question) for start in starts)
         return len(self.prompt(question)) - inside
 
+    def prompt_text(self, question: str) -> str | None:
+        """Returns a text that a server's plain call of the tokenizer turns into the prompt's ids.
+
+        Where a template of a chat names the token that begins a sequence, and the tokenizer adds it
+        too, it is left out. None: no text does, as where a question names a special token.
+        """
+        text = self.template.replace("{question}", question)
+        shorter = text.removeprefix(str(self.tokenizer.bos_token or ""))
+        wanted = list(self.prompt(question))
+        return next((t for t in (text, shorter) if self.tokenizer.encode(t) == wanted), None)
+
     def _names_special(self, text: str) -> bool:
         return any(token in text for token in self._special)
 

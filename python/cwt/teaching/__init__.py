@@ -3,7 +3,9 @@
 config    TeachConfig: everything that can be chosen
 prompts   the prompt styles; one template file each in prompts/
 teacher   the protocol of a teacher: messages in, one completion out
-server    a teacher behind an OpenAI-compatible server
+client    one request to an OpenAI-compatible server, and its answer
+retries   further tries after a request that failed for a passing reason
+server    a teacher behind such a server
 local     a teacher that is a transformers model on this machine
 grading   the verdict on one completion
 journal   what was asked, answered and paid, on disk before anything else happens

@@ -1,9 +1,7 @@
 """teach(config, out): questions in, right rationales out, everything in between on disk."""
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from cwt.data.readers import read_examples
 from cwt.errors import UserError
 from cwt.files import read_json, write_json, write_lines
 from cwt.teaching.budget import Totals
+from cwt.teaching.client import in_a_loop
 from cwt.teaching.config import TeachConfig
 from cwt.teaching.journal import Journal
 from cwt.teaching.local import LocalTeacher
@@ -99,7 +98,7 @@ def teach(
         try:
             run = Run(config, questions, styles, teacher, journal, progress)
             try:
-                _in_a_loop(run.go())
+                in_a_loop(run.go())
             finally:
                 result = _write(out, head, run)
         finally:
@@ -175,17 +174,6 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
                 f"{out} holds completions made with {name} {earlier.get(name)!r}, now it is "
                 f"{value!r}: take the same settings or another folder."
             )
-
-
-def _in_a_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end, inside a notebook (whose loop is running) too."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
 
 
 def _write(out: Path, head: dict[str, Any], run: Run) -> TeachResult:

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import NoReturn
 
-import tenacity
-
 from cwt.data.example import Example
 from cwt.teaching.budget import (
     Budget,
@@ -24,13 +22,10 @@ from cwt.teaching.config import TeachConfig
 from cwt.teaching.grading import ACCEPTED, verdict
 from cwt.teaching.journal import Journal, Row
 from cwt.teaching.prompts import Style
+from cwt.teaching.retries import Retries, Stopped, WaitTooLong
 from cwt.teaching.teacher import Completion, Teacher, TeacherError
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
-
-
-class _Stopped(Exception):
-    """The run is to end: no further request is sent."""
 
 
 def digest(question: Example) -> str:
@@ -77,15 +72,14 @@ class Run:
         self._take_up(journal.rows)
         self._number = max((row["n"] for row in journal.rows if "n" in row), default=0)
         self._run = max((row["run"] for row in journal.rows), default=0) + 1
-        self._stopping = asyncio.Event()
+        self._retries = Retries(
+            config.retries, config.backoff, config.max_wait, self.budget.check_time
+        )
+        self._stopping = self._retries.stopping
         self._noting: set[asyncio.Task[None]] = set()
-        self._not_before = 0.0  # of the monotonic clock; set by a server's Retry-After
         self._failed_in_a_row = self._done = 0
         self._last_failure = ""
         self._grader = ThreadPoolExecutor(1)  # the graders' libraries need not be thread-safe
-        self._backoff = tenacity.wait_exponential(multiplier=config.backoff) + tenacity.wait_random(
-            0, config.backoff
-        )
 
     def _take_up(self, rows: list[Row]) -> None:
         """Counts the completions of earlier runs as asked, and keeps the right ones."""
@@ -133,7 +127,7 @@ class Run:
         for question in pending:
             try:
                 await self._question(question)
-            except _Stopped:
+            except Stopped:
                 return
             self._done += 1
             self._report()
@@ -154,16 +148,9 @@ class Run:
 
     async def _ask(self, question: Example, style: Style, sample: int) -> bool:
         """Returns whether a completion came, after as many tries as are allowed."""
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(1 + self.config.retries),
-            retry=tenacity.retry_if_exception(_is_passing),
-            wait=self._wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
         try:
-            await retrying(self._attempt, question, style, sample)
-        except LimitReached as limit:
+            await self._retries.run(self._attempt, question, style, sample)
+        except (LimitReached, WaitTooLong) as limit:
             self._stop(str(limit))
         except TeacherError as error:
             self._count_failure(error)
@@ -223,12 +210,11 @@ class Run:
 
     async def _let_through(self, most: Tokens) -> None:
         """Returns when the server may be asked again and the request fits into the limits."""
-        while (wait := self._not_before - time.monotonic()) > 0:
-            await self._pause(wait)
+        await self._retries.until_allowed()
         await self.budget.reserve(most)
         if self._stopping.is_set():
             await self.budget.release(most)
-            raise _Stopped
+            raise Stopped
 
     async def _graded(self, question: Example, completion: Completion, most: Tokens) -> Row:
         """Returns the columns of a completion's row: text, cost, verdict."""
@@ -246,31 +232,6 @@ class Run:
             "prompt_tokens": paid.prompt, "completion_tokens": paid.completion,
             "usage": "server" if known else "most", "verdict": said, "given": given,
         }  # fmt: skip
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        """Returns the seconds before the next try; what the server asks for holds for all."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, TeacherError) and error.wait is not None:
-            self._not_before = max(self._not_before, time.monotonic() + error.wait)
-            return error.wait
-        return min(self.config.max_wait, self._backoff(state))
-
-    async def _sleep(self, seconds: float) -> None:
-        if seconds > self.config.max_wait:  # only a server's own word can be; ours is capped
-            self._stop(
-                f"the server asks for a wait of {seconds:.0f} s, more than max_wait "
-                f"{self.config.max_wait:g}"
-            )
-        self.budget.check_time(seconds)
-        await self._pause(seconds)
-
-    async def _pause(self, seconds: float) -> None:
-        """Waits, unless the run is to end meanwhile."""
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
-        raise _Stopped
 
     def _count_failure(self, error: TeacherError) -> None:
         """Ends the run where no request can succeed, or none seems to."""
@@ -293,7 +254,7 @@ class Run:
             self.stopped = reason
             self.error = reason if is_error else ""
             self._stopping.set()
-        raise _Stopped
+        raise Stopped
 
     def _report(self) -> None:
         totals, done = self.totals, self._done
@@ -311,7 +272,3 @@ class Run:
     async def _append(self, row: Row) -> None:
         row |= {"run": self._run, "elapsed": round(self.budget.elapsed, 3)}
         await asyncio.to_thread(self.journal.append, row)
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, TeacherError) and error.scope == "passing"
