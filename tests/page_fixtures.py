@@ -82,7 +82,7 @@ def report(rows=ROWS):
 def decision(example, unit, text, skipped, **evidence):
     """One line of a decisions file, the fields of cwt.skipping.criterion.Decision."""
     found = {"flipped": [], "answer_rise": 0.01, "write_nll": None, "pass_nll": None}
-    found["score"] = None
+    found |= {"score": None, "searched": True}
     return {"id": example, "unit": unit, "text": text, "skipped": skipped, **found, **evidence}
 
 

@@ -92,7 +92,7 @@ def shared(out):
 def failing(out):
     """The last process fails at evaluating, where the first waits for it."""
     if rank() == 1:
-        stages.evaluate = None
+        stages.evaluate_by = None
     run(SMALL, out / "run", jobs=1)
 
 

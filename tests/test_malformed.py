@@ -191,7 +191,8 @@ def test_the_whole_corpus_goes_through_a_run(tmp_path):
     assert sum(record["dropped"].values()) == len(dropped)
     assert len(dropped) + sum(record[p] for p in ("train", "validation", "test")) == len(lines)
     assert {d["place"] for d in dropped} >= {d.place for d in read.dropped}
-    assert max(len(e["units"]) for rows in parts.values() for e in rows) == 501
+    assert [d["reason"] for d in dropped].count("longer than the student's 1024 positions") == 1
+    assert max(len(e.units) for e in read.examples) == 501  # that one
 
 
 def test_one_line_that_is_no_text_does_not_take_the_others_along(tmp_path):

@@ -114,8 +114,8 @@ def test_losses_weights_and_diagnostics_are_those_of_one_process(runs):
     for name in students:
         logs = [read_lines(out / "students" / name / "train_log.jsonl") for out in runs]
         for row in logs[0]:  # measured where one pass has all tokens of a chunk
-            for name in ("chunk_mean_grad_norm", "chunk_hidden_smoothing"):
-                row.pop(name, None)
+            for figure in ("chunk_mean_grad_norm", "chunk_hidden_smoothing"):
+                row.pop(figure, None)
         assert_same_figures(*logs)
         weights = [load_file(out / "students" / name / "model.safetensors") for out in runs]
         assert_same_weights(*weights)

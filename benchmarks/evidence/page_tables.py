@@ -299,7 +299,7 @@ def rivals_table(found: Results) -> list[str]:
     return markdown_table(titles, rows)
 
 
-GENERATED_RIVALS = ("coin", "stock")
+GENERATED_RIVALS = ("coin",)
 
 
 def generated_rivals(task: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ which takes over its parent. Rows are trained side by side; a row that is done i
     python benchmarks/evidence/rivals.py --out runs/rivals --jobs 14 --cpu
 
 Writes rivals.json and rivals.md into --out from what is done so far. The page rivals.md beside this
-file is made from such files (rivals-coin.json, rivals-stock.json) by page.py.
+file is made from such files (rivals-coin.json) by page.py.
 """
 
 import argparse

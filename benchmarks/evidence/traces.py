@@ -5,25 +5,32 @@ single steps, reminders. The question: some of the numbers add up to a goal; whi
 
     python benchmarks/evidence/traces.py --out runs/traces
 
-Writes train.jsonl and test.jsonl (question, rationale, answer) into --out, runs the rows of
-METHODS on them, and prints what each round left out, by kind; traces.json has that and the table.
+Writes train.jsonl and test.jsonl (question, rationale, answer) into --out, trains a parent on them,
+and prints what the forward judge leaves out of some training traces, by kind, and what that took;
+traces.json has the same.
 """
 
 import argparse
 import random
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cwt.config import DataConfig, EvalConfig, RunConfig, TrainConfig
-from cwt.files import read_json, write_json, write_lines
+from cwt.data.example import Example
+from cwt.files import write_json, write_lines
 from cwt.pipeline.run import run
 from cwt.pipeline.workspace import Workspace
+from cwt.skipping.criterion import SkipCriterion
+from cwt.skipping.judge import find_skips
+from cwt.skipping.search import search_cost
+from cwt.students.load import load_student
 
 PARENT = "FTT-small-batch"
-METHODS = f"answer-only,{PARENT},continued,STT-at-once,STT"
 NUMBERS, TAKEN, MOST = 6, 3, 30  # numbers of a question, those of them in the goal, the largest
 UNITS = (12, 60)  # sentences of a trace, at least and at most
 SIZES = (2000, 300)  # training traces, test questions
@@ -106,36 +113,21 @@ def kind_of(unit: str) -> str:
     return next((kind for kind, begin in KINDS.items() if re.match(begin, text)), "answer")
 
 
-def left_out(ws: Workspace, student: str) -> dict[str, float]:
-    """Returns the share of each kind of sentence that the training of a student left out."""
+def left_out(shortened: Sequence[Example]) -> dict[str, dict[str, int]]:
+    """Returns of each kind how many sentences there are, and how many were left out."""
     there: Counter[str] = Counter()
     gone: Counter[str] = Counter()
-    kept_units = read_json(ws.skips(student))["kept_units"]
-    for example, kept in zip(ws.examples("train"), kept_units, strict=True):
+    for example in shortened:
         for i, unit in enumerate(example.units):
             there[kind_of(unit)] += 1
-            gone[kind_of(unit)] += i not in kept
-    return {kind: gone[kind] / there[kind] for kind in there}
-
-
-def rounds(ws: Workspace) -> list[dict[str, Any]]:
-    """Returns the rounds of STT-at-once: who decided, its cost, what went, what came of it."""
-    found = []
-    for path in sorted(ws.out.glob("skips/STT-at-once-round-*.json")):
-        record, name = read_json(path), path.stem
-        score = read_json(ws.evaluation(name, "validation"))
-        found.append({
-            "student": name, "judge": record["judge"], "seconds": record["seconds"],
-            "left_out": left_out(ws, name), "skipped_share": record["skipped_share"],
-            "validation": {key: score[key] for key in ("accuracy", "generated_tokens")},
-        })  # fmt: skip
-    return found
+            gone[kind_of(unit)] += i not in example.kept
+    return {kind: {"sentences": n, "left_out": gone[kind]} for kind, n in there.items()}
 
 
 def configuration(out: Path, seed: int, budget: int) -> RunConfig:
     """Returns the configuration of the run on the traces in a folder."""
     return RunConfig(
-        methods=METHODS, seed=seed, cpu=True,
+        methods=f"answer-only,{PARENT}", seed=seed, cpu=True,
         data=DataConfig(
             file=str(out / "train.jsonl"), eval_file=str(out / "test.jsonl"), thinking="keep",
             train_size=0, test_size=0,
@@ -145,27 +137,41 @@ def configuration(out: Path, seed: int, budget: int) -> RunConfig:
     )  # fmt: skip
 
 
+def judge(ws: Workspace, count: int) -> dict[str, Any]:
+    """Returns what the judge leaves out of the first training traces, and what that took."""
+    student = load_student(str(ws.student(PARENT)))
+    examples = [e.keeping(None) for e in ws.examples("train")[:count]]
+    begin = time.perf_counter()
+    shortened, decisions = find_skips(student, examples, SkipCriterion())
+    seconds = time.perf_counter() - begin
+    tokens = [student.tokenize(e) for e in examples]
+    lengths = [sum(map(len, t.units)) for t in tokens]
+    return {
+        "traces": len(examples), "tokens": sum(lengths), "median_tokens": float(np.median(lengths)),
+        "trials": len(decisions), "seconds": seconds, "most": search_cost(tokens),
+        "by_kind": left_out(shortened),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/traces"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=int, default=1_200_000, help="loss tokens of the parent")
+    parser.add_argument("--judged", type=int, default=200, help="traces that the judge reads")
     arguments = parser.parse_args()
     out = arguments.out
     if not (out / "test.jsonl").exists():
         out.mkdir(parents=True, exist_ok=True)
         make(out, arguments.seed)
     config = configuration(out, arguments.seed, arguments.budget)
-    run(config, out / "run", jobs=1)
-    ws = Workspace(config, out / "run")
-    found = {
-        "methods": read_json(ws.report(".json"))["methods"], "rounds": rounds(ws),
-        "parent": read_json(ws.evaluation(PARENT, "validation"))["accuracy"],
-    }  # fmt: skip
-    write_json(out / "traces.json", found)
-    for number, r in enumerate(found["rounds"], 1):
-        shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in r["left_out"].items())
-        print(f"round {number}, {r['judge']}, {r['seconds']:.0f} s: {shares}")
+    report = run(config, out / "run", jobs=1)
+    found = judge(Workspace(config, out / "run"), arguments.judged)
+    rows = {row["name"]: (row["accuracy"], row["generated_tokens"]) for row in report["methods"]}
+    write_json(out / "traces.json", {"rows": rows, **found})
+    print(f"{found['trials']} trials in {found['seconds']:.0f} s; at most {found['most']}")
+    for kind, n in found["by_kind"].items():
+        print(f"{kind}: {n['left_out']} of {n['sentences']} left out")
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ class Skip(Command):
     def run(self) -> None:
         ws = self.workspace()
         from cwt.files import read_json
-        from cwt.pipeline.methods import METHODS
+        from cwt.pipeline.methods import METHODS, parent_of
         from cwt.pipeline.plan import planned_search, search_line
         from cwt.pipeline.stages import skip_round
 
@@ -276,7 +276,8 @@ class Skip(Command):
                 f"skip: --round must be in 1..{ws.config.skip.rounds}, got {self.round}."
             )
         with ws.locked(), Bars() as bars:
-            if search := planned_search(ws, ["STT"]):
+            ready = ws.trained(str(parent_of(METHODS["STT"], ws.config)))
+            if ready and (search := planned_search(ws, ["STT"])):
                 bars.say(search_line(search))
             name = skip_round(ws, METHODS["STT"], self.round - 1, bars.one("skips"))
         if name is None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -82,10 +81,9 @@ def attempt(work: Work, progress: Progress) -> Ended:
     try:
         work(progress)
     except Exception as error:
-        try:
-            found = pickle.loads(pickle.dumps(error))
-        except Exception:  # it can live in its own process only
-            found = RuntimeError(f"{type(error).__name__}: {error}")
+        kept = isinstance(error, UserError) or type(error).__module__ == "builtins"
+        # Others may not outlive a way through a pipe.
+        found = error if kept else RuntimeError(f"{type(error).__name__}: {error}")
         return Ended(2 if isinstance(error, UserError) else 1, found, traceback.format_exc())
     return Ended(0)
 

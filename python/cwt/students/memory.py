@@ -14,7 +14,7 @@ _NF4 = 0.5 + _EIGHT_BITS / 64  # bytes, scales included
 _PASS_LIMIT = {"cuda": 16_384, "cpu": 2_048}  # tokens; beyond it a pass gets no faster
 _INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")  # names of the inner width
 _DECODER = ("num_decoder_layers", "decoder_layers")  # names of the number of decoder layers
-_BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 126 << 20}  # of logits that linear_chunk_loss holds
+_BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 112 << 20}  # of logits that linear_chunk_loss holds
 _TRAINING_SHARE, _SCORING_SHARE, _CACHE_SHARE = 0.7, 0.4, 0.3  # of the device's memory
 
 
