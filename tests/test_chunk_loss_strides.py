@@ -40,7 +40,7 @@ def test_it_has_the_strides_and_the_bits(dtype, factor, options):
 
 
 def test_other_views_have_a_contiguous_gradient():
-    """Where too much memory would lie fallow, or rows do not follow each other."""
+    """Where too much memory would lie idle, or rows do not follow each other."""
     logits, labels, ids = make(12, V)
     for x in (
         logits.view(3, 4, V).transpose(0, 1),
