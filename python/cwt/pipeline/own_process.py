@@ -138,11 +138,16 @@ def in_a_process(
     return ended or Ended(128 - code if code < 0 else code)
 
 
-def _child(work: Work, pipe: Connection, threads: int) -> None:
+def begin_worker(threads: int) -> None:
+    """Makes this process one that works for its parent, and ends with it; torch uses `threads`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     quiet_libraries()
+
+
+def _child(work: Work, pipe: Connection, threads: int) -> None:
+    begin_worker(threads)
     with terminable():
         try:
             ended = attempt(work, seldom(lambda share, text: pipe.send((share, text))))

@@ -5,14 +5,12 @@ import os
 import queue
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from graphlib import TopologicalSorter
-from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,9 @@ from cwt.at_hand import keep_at, was_at_hand
 from cwt.config import RunConfig
 from cwt.errors import UserError
 from cwt.interrupts import ask_once, terminable
+from cwt.pipeline.own_process import begin_worker, seldom
 from cwt.processes import count
 from cwt.progress import Progress, Watch
-from cwt.students.load import quiet_libraries
 
 Work = Callable[[str, Progress], None]  # is given a name; must be picklable
 
@@ -175,28 +173,14 @@ def _tell(updates: Any, watch: Watch) -> None:
 def _start_worker(updates: Any, stop: Any, threads: int) -> None:
     global _updates, _stop
     _updates, _stop = updates, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    quiet_libraries()
-
-
-def _die_with_the_parent() -> None:
-    """Ends a worker whose parent was killed: the lock is gone, another run may be at work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(128 + signal.SIGKILL)
+    begin_worker(threads)
 
 
 def _work(work: Work, name: str, note: Path) -> None:
-    last = 0.0
+    tell = seldom(lambda share, text: _updates.put((name, share, text)))
 
     def progress(share: float, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.2:
-            last = time.monotonic()
-            _updates.put((name, share, text))
+        tell(share, text)
         if _stop.value:
             ask_once(signal.SIGTERM)
 

@@ -78,6 +78,10 @@ def _without(example: Example, gone: Sequence[int]) -> Example:
     return example.keeping(frozenset(range(len(example.units))) - frozenset(gone))
 
 
+def _whole(student: Student, examples: Sequence[Example]) -> list[TokenizedExample]:
+    return [student.tokenize(e.keeping(None)) for e in examples]
+
+
 def lowest_entropy_units(
     student: Student,
     examples: Sequence[Example],
@@ -90,7 +94,7 @@ def lowest_entropy_units(
     A unit's step entropy is the sum over its tokens of the entropy of the student's prediction,
     given the question and all units before, in nats.
     """
-    whole = [student.tokenize(e.keeping(None)) for e in examples]
+    whole = _whole(student, examples)
     found, decisions = [], []
     for x, n, entropies in zip(
         whole, counts, unit_entropies(student, whole, batch_size), strict=True
@@ -118,7 +122,7 @@ def least_perplexity_units(
 
     One unit at a time goes, and what is left is scored again.
     """
-    whole = [student.tokenize(e.keeping(None)) for e in examples]
+    whole = _whole(student, examples)
     return _greedy(
         student, whole, counts, lambda _, x, scores: answer_nll(x, scores), batch_size, progress
     )
@@ -137,7 +141,7 @@ def least_upset_units(
     The tokens that the student is sure of are those of the judge `forward`. A unit's cost is the
     rise of their summed NLL, over those that are left; one unit at a time goes.
     """
-    whole = [student.tokenize(e.keeping(None)) for e in examples]
+    whole = _whole(student, examples)
     reference = score_tokens(student, whole, batch_size)
     sure = [sorted(sure_tokens(criterion, scores)) for scores in reference]
 
@@ -216,7 +220,7 @@ def least_surprising_tokens(
         batch_size: rows of one forward pass.
         progress: called with the share done and what is being done.
     """
-    whole = [student.tokenize(e.keeping(None)) for e in examples]
+    whole = _whole(student, examples)
     found = []
     for x, n, scores in zip(whole, counts, score_tokens(student, whole, batch_size), strict=True):
         middle = [place for place in scores if place[0] in x.example.middle_units]
