@@ -32,7 +32,7 @@ def at_hand(doing: str, examples: Sequence[str] = ()) -> None:
     """
     if _file < 0:
         return
-    line, ids = f"{os.getpid()} {doing}", [name for name in examples if name]
+    line, ids = doing, [name for name in examples if name]
     if ids:
         more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
         line += f" ({', '.join(ids[:_NAMED])}{more})"
@@ -40,9 +40,8 @@ def at_hand(doing: str, examples: Sequence[str] = ()) -> None:
     os.pwrite(_file, line.encode("utf-8", "replace")[:_SIZE].ljust(_SIZE), 0)
 
 
-def was_at_hand(path: Path) -> tuple[int, str]:
-    """Returns (process id, what it had at hand) from its file; (0, "") where there is none."""
+def was_at_hand(path: Path) -> str:
+    """Returns what a process had at hand from its file; "" where there is none."""
     if not path.exists():
-        return 0, ""
-    pid, _, doing = path.read_text(encoding="utf-8", errors="replace").partition(" ")
-    return int(pid or 0), " ".join(doing.split())
+        return ""
+    return " ".join(path.read_text(encoding="utf-8", errors="replace").split())

@@ -61,13 +61,6 @@ class _Held(Asked):
         signal.raise_signal(signum)
 
 
-def ask_once(signum: int) -> None:
-    """Raises a signal in this process, unless one is held back already: nobody is impatient."""
-    held = getattr(signal.getsignal(signum), "__self__", None)
-    if not (isinstance(held, _Held) and held.signum):
-        signal.raise_signal(signum)
-
-
 @contextmanager
 def terminable() -> Iterator[Asked]:
     """Makes SIGTERM do what SIGINT does; the object that it gives knows if it was SIGTERM."""

@@ -1,6 +1,7 @@
 """Progress: callbacks that learn how far a piece of work is, and bars that show it."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,17 @@ def part_of(progress: Progress, start: float, end: float, prefix: str = "") -> P
 
     def told(share: float, text: str) -> None:
         progress(start + share * (end - start), prefix + text)
+
+    return told
+
+
+def one_at_a_time(watch: Watch) -> Watch:
+    """Returns a callback that several threads may call."""
+    lock = threading.Lock()
+
+    def told(name: str, share: float, text: str) -> None:
+        with lock:
+            watch(name, share, text)
 
     return told
 

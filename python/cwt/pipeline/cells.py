@@ -1,7 +1,6 @@
 """The cells of a sweep on an engine: joblib on this machine, or a Ray cluster."""
 
 import importlib.util
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -12,18 +11,7 @@ from cwt.interrupts import postponed
 from cwt.pipeline.cluster import Share, on_ray
 from cwt.pipeline.own_process import STOPPED, Ended, Work, attempt, in_a_process, in_words
 from cwt.pipeline.parallel import usable_cores
-from cwt.progress import Watch
-
-
-def one_at_a_time(watch: Watch) -> Watch:
-    """Returns a callback that several threads may call."""
-    lock = threading.Lock()
-
-    def told(name: str, share: float, text: str) -> None:
-        with lock:
-            watch(name, share, text)
-
-    return told
+from cwt.progress import Watch, one_at_a_time
 
 
 def run_cells(

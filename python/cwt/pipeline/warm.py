@@ -1,3 +1,11 @@
-"""Everything that a row of a run imports, for the server that the processes are forked from."""
+"""Everything that a row of a run imports, for the server that the processes are forked from.
+
+Only that server imports it. It leaves the group of its parent, and its processes with it: a signal
+to the group (Ctrl-C, `timeout`, a queueing system) is for the parent, which tells each once.
+"""
+
+import os
 
 import cwt.pipeline.run  # noqa: F401
+
+os.setpgrp()
