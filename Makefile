@@ -1,6 +1,6 @@
 # make demo    train and compare the methods on the embedded default, print the table
 # make test    the test suite                 make lint      ruff, mypy, clang-format, codespell
-# make bench   the benchmarks                 make sanitize  the slow tests, sanitizers among them
+# make bench   the benchmarks                 make sanitize  the long tests, sanitizers among them
 # make fuzz    fuzzing by coverage, a minute  make matrix PYTHONS="python3.10 python3.12"
 # make docs    the site, in build/site        make release   sdist and wheel, checked, in build/release
 # make wheel   a wheel in build/wheel         make sdist     an sdist, and what is built from it
@@ -39,8 +39,8 @@ bench: .venv/test
 	  --benchmark-json=build/bench.json $(if $(QUICK),--quick) $(BENCH)
 	$(BIN)/python benchmarks/check_measured.py build/bench.json
 
-sanitize: .venv/test  # the slow tests: sanitizers, longer sweeps
-	$(BIN)/python -m pytest -m slow
+sanitize: .venv/test  # what `make test` leaves out: sanitizers, longer sweeps
+	$(BIN)/python -m pytest -m "slow or ci"
 
 fuzz: .venv/test  # each target so many seconds; what it keeps is in build/fuzz
 	$(BIN)/python setup.py -q build_ext --inplace

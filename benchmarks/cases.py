@@ -182,7 +182,16 @@ SEGMENT = Feature(
     ),
 )
 
-_STEP_SHAPES = (("llama-49k", 4, 256), ("gpt2-50k", 4, 256), ("tiny", 8, 256))
+_STEP_MODELS = (("llama-49k", 4, 256), ("gpt2-50k", 4, 256), ("tiny", 8, 256))
+_STEP_KINDS = ("CWT", "FTT")  # loss on one chunk of eight, or on the whole rationale
+
+
+def _steps(models: tuple[tuple[str, int, int], ...]) -> Grid:
+    """Returns a grid of models, sequences and tokens of each, with both kinds of batches."""
+    shapes = ((name, kind, *size) for name, *size in models for kind in _STEP_KINDS)
+    return Grid(tuple(shapes), works=(STEP,))
+
+
 TRAINING_STEP = Feature(
     "training_step",
     (
@@ -192,9 +201,9 @@ TRAINING_STEP = Feature(
         Rival("plain loop, masked rows", (STEP,)),
         Rival("TRL", (STEP,)),
     ),
-    published=Grid(_STEP_SHAPES, works=(STEP,)),
-    full=(Grid(_STEP_SHAPES, works=(STEP,)),),  # model, sequences, tokens of each
-    quick=(Grid((("llama-49k", 1, 64), ("tiny", 4, 64)), works=(STEP,)),),
+    published=_steps((*_STEP_MODELS, ("smollm2-135m", 4, 256))),
+    full=(_steps(_STEP_MODELS),),
+    quick=(_steps((("llama-49k", 1, 64), ("tiny", 4, 64))),),
 )
 
 FEATURES = {

@@ -303,10 +303,11 @@ def test_every_rival_of_linear_chunk_loss_computes_the_same(rival):
         torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["CWT", "FTT"])
 @pytest.mark.parametrize("rival", names(cases.TRAINING_STEP.rivals))
-def test_every_training_step_has_the_same_gradients(rival):
-    inputs = bench_training_step.Batch("tiny", 2, 40)
-    assert 0 < inputs.rows.sum() < inputs.labels.numel() / 8
+def test_every_training_step_has_the_same_gradients(rival, kind):
+    inputs = bench_training_step.Batch("tiny", kind, 2, 40)
+    assert inputs.rows.sum() == {"CWT": 2 * 2, "FTT": 2 * 20}[kind]
 
     def gradient(loss_of):
         model = copy.deepcopy(inputs.model)
@@ -323,7 +324,7 @@ def test_every_training_step_has_the_same_gradients(rival):
 
 
 def plain(inputs, model):
-    """The mean loss of the tokens of the active chunk, one sequence at a time."""
+    """The mean loss of the tokens of the active chunks, one sequence at a time."""
     losses = []
     for tokens, rows in zip(inputs.tokens, inputs.rows, strict=True):
         log_p = model(input_ids=tokens[None]).logits[0].log_softmax(-1)
@@ -332,7 +333,7 @@ def plain(inputs, model):
 
 
 def test_a_training_step_trains_a_copy_of_its_own(monkeypatch):
-    inputs = bench_training_step.Batch("gpt2-50k", 1, 32)
+    inputs = bench_training_step.Batch("gpt2-50k", "CWT", 1, 32)
     before = inputs.ours(inputs.model).item()
     steps = inputs.work("ours", cases.STEP)
     steps.run()
@@ -345,7 +346,7 @@ def test_a_training_step_trains_a_copy_of_its_own(monkeypatch):
 
 
 def test_the_size_of_a_training_step_counts_the_parameters():
-    inputs = bench_training_step.Batch("tiny", 1, 32)
+    inputs = bench_training_step.Batch("tiny", "CWT", 1, 32)
     formula, size = inputs.size(cases.STEP)
     assert formula.startswith("40 P")
     assert size == 40 * sum(p.numel() for p in inputs.model.parameters())

@@ -1,95 +1,73 @@
 """Checkpoints: what is left after a crash is whole, and the run that goes on is the same run."""
 
+import itertools
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from cwt.errors import UserError
 from cwt.files import read_json, read_lines
+from cwt.training import checkpoint, loop, step_log
 from safetensors.torch import load_file
 from train_cases import RECIPE, Stop, stop_half_way, stopped, trained
 
-# A clock that ticks once a step makes every sixth step save, however slow the machine is.
-KILLED = """
-import sys
-sys.path[:0] = sys.argv[3:]
-import itertools, os, signal, time, types
-from dataclasses import replace
-from pathlib import Path
-from cwt.training import checkpoint, loop, step_log
-from train_cases import RECIPE, trained
 
-out, how = Path(sys.argv[1]), sys.argv[2]
-ticks = itertools.count()
-loop.time = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-checkpoint._SHARE_OF_SAVING = 0
-step_log._FLUSH_SECONDS = -1.0  # so that the log has rows from after the checkpoint
-steps, move = itertools.count(1), os.replace
+def save_every_sixth_step(out, how):
+    """Trains in a process of its own, and stops where it is told: behind a checkpoint, moving one.
 
-def progress(share, text):
-    if next(steps) == 9 and how == "behind":
-        print("behind", flush=True)
-        time.sleep(600)
-
-def replace_or_die(source, target):
-    if how == "moving" and Path(target).name.startswith("checkpoint-"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    move(source, target)
-
-os.replace = replace_or_die
-trained(out, replace(RECIPE, budget=5000, checkpoint_seconds=5.5), progress=progress)
-"""
-
-
-def start(script, out, how):
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent), str(here.parent / "python")]
-    return subprocess.Popen(
-        [sys.executable, str(script), str(out), how, *paths],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
+    A clock that ticks once a step makes every sixth step save, however slow the machine is.
+    """
+    ticks, steps, move = itertools.count(), itertools.count(1), os.replace
+    loop.time = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    checkpoint._SHARE_OF_SAVING = 0
+    step_log._FLUSH_SECONDS = -1.0  # so that the log has rows from after the checkpoint
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+
+    def progress(share, text):
+        if next(steps) == 9 and how == "behind":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace_or_die(source, target):
+        if how == "moving" and Path(target).name.startswith("checkpoint-"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        move(source, target)
+
+    os.replace = replace_or_die
+    trained(out, replace(RECIPE, budget=5000, checkpoint_seconds=5.5), progress=progress)
+
+
+def ended(out, how):
+    """The exit code of such a process."""
+    process = forked.CONTEXT.Process(target=save_every_sixth_step, args=(out, how))
+    process.start()
+    process.join(300)
+    return process.exitcode
 
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path, one_thread):
-    script, out, straight = tmp_path / "run.py", tmp_path / "killed", tmp_path / "straight"
-    script.write_text(KILLED)
-    with start(script, out, "behind") as process:  # three steps behind the checkpoint of step 6
-        line = process.stdout.readline()
-        assert line == "behind\n", process.communicate()[1][-2000:]
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    out, straight = tmp_path / "killed", tmp_path / "straight"
+    # Three steps behind the checkpoint of step 6.
+    assert ended(out, "behind") == -signal.SIGKILL
     assert [p.name for p in out.glob("*checkpoint*")] == ["checkpoint-6"]
     first = read_lines(out / "train_log.jsonl")
     assert len(first) == 9
 
-    with start(script, out, "moving") as process:  # step 12: written whole, not yet in its place
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, errors[-2000:]
+    # Step 12: written whole, not yet in its place.
+    assert ended(out, "moving") == -signal.SIGKILL
     names = {p.name for p in out.glob("*checkpoint*")} | {p.name for p in out.glob(".check*")}
     assert names == {"checkpoint-6", ".checkpoint.part"}
     second = read_lines(out / "train_log.jsonl")
     assert len(second) == 12
     assert not (out / "train.json").exists()
 
-    with start(script, out, "to the end") as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
+    assert ended(out, "to the end") == 0
     # checkpoint_seconds says when to save, not what comes out.
     _, spent = trained(straight, replace(RECIPE, budget=5000, checkpoint_seconds=1e6))
     assert spent.optimizer_steps > 12

@@ -372,15 +372,13 @@ def test_property_shifting_the_logits_changes_nothing(case, shift):
 @pytest.mark.parametrize("reduction", ["token_mean", "chunk_mean", "sum", "none"])
 @pytest.mark.parametrize("how", ["fresh", "inplace"])
 def test_float16_gradients_meet_the_loss_scale_before_they_are_rounded(reduction, how):
-    """At 2048 x 8000 most probabilities over the number of rows are below what float16 holds."""
+    """Most of the 8000 probabilities over a normalizer of 2048 are below what float16 holds."""
     g = torch.Generator().manual_seed(0)
-    logits = torch.randn(2048, 8000, generator=g).half()
-    labels = torch.randint(0, 8000, (2048,), generator=g)
-    ids = torch.arange(2048) % 3
+    logits = torch.randn(256, 8000, generator=g).half()
+    labels = torch.randint(0, 8000, (256,), generator=g)
+    ids = torch.arange(256) % 3
     active = torch.tensor([1.0, 0.0, 0.5])
-    options = {"reduction": reduction, "active": active}
-    if reduction in ("sum", "none"):
-        options["normalizer"] = 2048.0
+    options = {"reduction": reduction, "active": active, "normalizer": 2048.0}
     leaf = logits.clone().requires_grad_()
     out = cwt_ext.chunk_loss(leaf * 1, labels, ids, inplace=how == "inplace", **options)
     (got,) = torch.autograd.grad(out.loss.sum() * 65536, leaf)

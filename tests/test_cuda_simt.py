@@ -28,13 +28,6 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"CUDA kernels on the CP
 HALF, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _slow_only_when_asked_for(request):
-    asked = "slow" in request.config.option.markexpr
-    if request.node.get_closest_marker("slow") and not asked:
-        pytest.skip("takes minutes; run with -m slow")
-
-
 @pytest.fixture(scope="module")
 def runners(tmp_path_factory):
     """The three builds; they compile side by side, and each is waited for when it is first used."""
@@ -393,7 +386,7 @@ def test_bitwise_equal_over_20_schedules(runners):
     run_all(runners["plain"], [("20 schedules", many), ("20 schedules, chunk_mean", none)])
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_every_case_is_bitwise_equal_over_20_schedules(runners):
     run_all(runners["plain"], [(n, dataclasses.replace(c, schedules=20)) for n, c in value_cases()])
 
@@ -425,6 +418,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(runners):
     run_all(runners["asan"], sanitized_cases())
 
 
+@pytest.mark.ci
 def test_thread_sanitizer_finds_nothing(runners):
     """One schedule is enough: ThreadSanitizer judges by what is ordered, not by what happened."""
     few = [c for c in sanitized_cases() if c[0] in RACE_CASES]
@@ -443,7 +437,9 @@ def test_sanitizers_find_nothing_in_the_large_sweep(runners, sanitizer):
     run_all(runners[sanitizer], cases)
 
 
-@pytest.mark.parametrize("sanitizer", list(SANITIZERS))
+@pytest.mark.parametrize(
+    "sanitizer", [pytest.param(s, marks=pytest.mark.ci if s == "tsan" else ()) for s in SANITIZERS]
+)
 def test_plan_is_that_of_the_cpu(runners, sanitizer):
     """chunk_loss_plan: the CPU's states, and its weights but for the order of the sums."""
     base = make(150, 24, F32, schedules=3)

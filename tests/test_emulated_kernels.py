@@ -25,7 +25,7 @@ NAMES = {
 }
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ci,
     pytest.mark.skipif(
         platform.machine() not in ("x86_64", "AMD64") or shutil.which(COMPILER) is None,
         reason=f"needs an x86-64 processor and {COMPILER}",

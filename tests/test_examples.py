@@ -16,7 +16,7 @@ SHARED = {"toy"}
 OTHERS = ["transformers_trainer", "trl_sft", "lightning_module", "ddp", "fsdp2"]
 # Several processes with everything imported; CI runs them. Two ranks that train as one are also in
 # test_integrations_trainers.py.
-SLOW = {"lightning_module", "ddp", "fsdp2"}
+LONG = {"lightning_module", "ddp", "fsdp2", "trl_sft"}
 
 
 def run(name, folder):
@@ -60,7 +60,7 @@ def test_the_plain_loop_learns(plain):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in OTHERS]
+    "name", [pytest.param(n, marks=pytest.mark.ci if n in LONG else ()) for n in OTHERS]
 )
 def test_all_of_them_train_alike(name, plain, tmp_path):
     if name == "lightning_module" and importlib.util.find_spec("pytorch_lightning") is None:

@@ -81,6 +81,7 @@ def commands_of(tmp_path, options=OPTIONS):
     return [[*COMMANDS[0], str(tmp_path / "options.yaml")], *COMMANDS[1:]]
 
 
+@pytest.mark.ci
 def test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been(tmp_path):
     commands = commands_of(tmp_path, OPTIONS + "chunk: {compare: false}\n")
     kills, folders = killed(tmp_path, commands, kills=8, behind=5, tries=TRIES, clock=False, seed=0)

@@ -161,6 +161,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(done):
         assert read_json(done / f"interrupted/rank-{rank}.json") == [2, 1]
 
 
+@pytest.mark.ci
 def test_fsdp_trains_as_one_process_saves_whole_weights_and_resumes(tmp_path):
     in_two(tmp_path, "divided", **FSDP)
     tmp_path /= "divided"

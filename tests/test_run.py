@@ -30,13 +30,6 @@ def environment():
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def cwt(*arguments, **options):
-    command = [sys.executable, "-m", "cwt", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=environment(), **options
-    )
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "r"
@@ -173,12 +166,12 @@ def without_clock(row):
     return {key: value for key, value in row.items() if "second" not in key}
 
 
-def test_killed_in_the_middle_of_training_ends_with_the_same_student(tmp_path):
+def test_killed_in_the_middle_of_training_ends_with_the_same_student(tmp_path, one_thread):
     """kill -9 with a checkpoint behind it: the rerun goes on from there, to the last bit."""
     flags = [*SIZES, "--budget", "4000", "--methods", "CWT", "--train.checkpoint-seconds", "0",
              "--eval.latency-questions", "0", "--eval.max-new-tokens", "16", "--chunk.no-compare",
              "--jobs", "1"]  # fmt: skip
-    assert cwt("run", *flags, "--out", tmp_path / "whole").returncode == 0
+    main(["run", *flags, "--out", str(tmp_path / "whole")])
     out = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "cwt", "run", *flags, "--out", str(out)], env=environment(),
@@ -195,8 +188,7 @@ def test_killed_in_the_middle_of_training_ends_with_the_same_student(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert steps()
     assert not (out / "students/CWT/train.json").exists()
-    again = cwt("run", *flags, "--out", out)
-    assert again.returncode == 0, again.stderr
+    main(["run", *flags, "--out", str(out)])
     for file in ("model.safetensors", "train_log.jsonl"):
         whole = (tmp_path / "whole/students/CWT" / file).read_bytes()
         assert (out / "students/CWT" / file).read_bytes() == whole

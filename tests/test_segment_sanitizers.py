@@ -54,7 +54,7 @@ def compile_all(sources, flags, folder):
         return list(pool.map(compile_one, [s for s in sources if x86 or "avx" not in s.stem]))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("flags", [MEMORY, THREADS], ids=["address+undefined", "thread"])
 def test_random_problems_one_by_one_and_on_four_threads(flags, tmp_path):
     objects = compile_all([*SOURCES, ROOT / "tests/segment_sanitize.cpp"], flags, tmp_path)
@@ -63,7 +63,7 @@ def test_random_problems_one_by_one_and_on_four_threads(flags, tmp_path):
         assert ", 0 differ" in run([tmp_path / "driver"], **generic)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_bindings_under_address_and_undefined(tmp_path):
     """The fuzzing of the bindings once more, on a module built with sanitizers."""
     package = tmp_path / "cwt_ext"
@@ -88,6 +88,7 @@ def test_bindings_under_address_and_undefined(tmp_path):
     assert "3 passed" in out
 
 
+@pytest.mark.ci
 def test_the_plain_kernels_pass_the_same_tests():
     out = run(
         [*PYTEST, "tests/test_segment.py", "tests/test_segment_bounds.py", "-k", PLAIN],

@@ -1,8 +1,5 @@
 """The loss of a student through linear_chunk_loss: the model's own, and without its logits."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +13,14 @@ from cwt.students import loss
 from cwt.students.adapters import add_adapters, parse_lora
 from cwt.students.causal import CausalStudent
 from cwt.students.loss import LINEAR
-from cwt.students.tokenized import build_sequence, whole_sequence
+from cwt.students.tokenized import TokenSequence, build_sequence, whole_sequence
 from cwt.training.chunking import unit_nll
 from cwt.training.loop import train
 from cwt.training.recipe import Recipe
 from cwt.training.validation import held_out_loss
+from forked import in_a_process
 from test_families import ALL, RECIPE, family, own_loss
-
-ROOT = Path(__file__).resolve().parents[1]
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture
@@ -140,34 +137,31 @@ def test_a_diagnosis_computes_logits_whatever_the_head(small):
     assert diagnose(student, items, items, 2)["test"]["loss"] > 0
 
 
-_PEAK = """
-import sys, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from app_fixtures import tiny
-from cwt.students import loss
-from cwt.students.causal import CausalStudent
-from cwt.students.tokenized import TokenSequence
-
-loss.SMALL_VOCABULARY = int(sys.argv[1])
-torch.manual_seed(0)
-student = CausalStudent(LlamaForCausalLM(LlamaConfig(
-    vocab_size=50_000, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-    num_attention_heads=1, tie_word_embeddings=True)), tiny().tokenizer)
-ids = torch.randint(0, 50_000, (16, 129)).tolist()
-batch = student.collate([TokenSequence(row, [-1] + [0] * 128) for row in ids])
-student.loss_path
-
 def status(field):
-    rows = open("/proc/self/status")
+    rows = Path("/proc/self/status").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith(field)) * 1024
 
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-before = status("VmRSS")
-result = student.token_loss(batch)
-result.loss.backward()
-grown = status("VmHWM") - before
-print(student.loss_path.split(":")[0], float(result.loss.detach()), grown)
-"""
+
+def step_of(smallest):
+    """The path, the loss and the memory of a step, where vocabularies from `smallest` on are large.
+
+    In a process of its own."""
+    loss.SMALL_VOCABULARY = smallest
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50_000, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    student = CausalStudent(LlamaForCausalLM(config), tiny().tokenizer)
+    ids = torch.randint(0, 50_000, (16, 129)).tolist()
+    batch = student.collate([TokenSequence(row, [-1] + [0] * 128) for row in ids])
+    path = student.loss_path.split(":")[0]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    result = student.token_loss(batch)
+    result.loss.backward()
+    return path, result.loss.item(), status("VmHWM") - before
 
 
 @pytest.mark.skipif(
@@ -175,15 +169,10 @@ print(student.loss_path.split(":")[0], float(result.loss.detach()), grown)
 )
 def test_a_step_holds_one_block_of_logits():
     """2,048 tokens of 50,000 logits are 410 MB, and their gradient as much; a block is 117 MB."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
     found = {}
-    for smallest in ("1000000", "0"):
-        done = subprocess.run(
-            [sys.executable, "-c", _PEAK, smallest], capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        path, value, grown = done.stdout.split()
-        found[path] = float(value), float(grown)
+    for smallest in (1_000_000, 0):
+        path, *figures = in_a_process(step_of, smallest)
+        found[path] = figures
     (loss_logits, with_logits), (loss_linear, linear) = found["logits"], found[LINEAR]
     logits = 2048 * 50_000 * 4
     assert loss_linear == pytest.approx(loss_logits, rel=1e-6)

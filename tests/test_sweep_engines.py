@@ -40,7 +40,7 @@ def engine(request):
 
 both = pytest.mark.parametrize(
     "engine",
-    ["local", pytest.param("ray", marks=pytest.mark.slow)],  # Ray takes 10 s to begin
+    ["local", pytest.param("ray", marks=pytest.mark.ci)],  # Ray takes 10 s to begin
     indirect=True,
     scope="module",
 )

@@ -97,6 +97,7 @@ def test_the_quick_start_runs(walk, capsys, tmp_path):
     assert (tmp_path / "runs/quick/report.html").exists()
 
 
+@pytest.mark.ci
 def test_the_tutorial_runs(walk, capsys, tmp_path):
     """From the CSV to a reply over HTTP, which is the student's greedy text."""
     pytest.importorskip("fastapi", reason="transformers serve needs the extra `serving`")
