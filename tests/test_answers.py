@@ -225,6 +225,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="fork is not there")
+@pytest.mark.ci
 def test_judging_works_in_forked_and_spawned_processes(tmp_path):
     script = tmp_path / "judge.py"
     script.write_text(_PROCESSES)

@@ -414,6 +414,7 @@ def sanitized_cases():
     ]
 
 
+@pytest.mark.ci
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(runners):
     run_all(runners["asan"], sanitized_cases())
 

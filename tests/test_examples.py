@@ -16,7 +16,7 @@ SHARED = {"toy"}
 OTHERS = ["transformers_trainer", "trl_sft", "lightning_module", "ddp", "fsdp2"]
 # Several processes with everything imported; CI runs them. Two ranks that train as one are also in
 # test_integrations_trainers.py.
-LONG = {"lightning_module", "ddp", "fsdp2", "trl_sft"}
+LONG = {"lightning_module", "ddp", "fsdp2", "transformers_trainer", "trl_sft"}
 
 
 def run(name, folder):

@@ -244,6 +244,7 @@ def test_a_worker_that_is_killed_has_a_last_word_and_its_sibling_saves(tmp_path,
     assert not [worker for worker in workers if worker.is_running()]
 
 
+@pytest.mark.ci
 def test_workers_hear_once_that_their_group_is_to_stop(two_workers):
     """Told by the system and by the parent, a worker would else end before it saves."""
     process, out = two_workers

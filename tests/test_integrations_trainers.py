@@ -72,6 +72,7 @@ def two_ranks(tmp_path_factory):
     return torch.load(out / "results.pt")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("job", JOBS)
 def test_two_ranks_give_the_loss_of_one(job, two_ranks, whole):
     """Means per rank were off by 9 %."""

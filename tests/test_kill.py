@@ -147,7 +147,9 @@ def test_teaching_killed_a_few_times(tmp_path):
     check_teaching(tmp_path, 8, *found)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.ci)]
+)
 def test_teaching_that_is_told_to_stop_keeps_what_it_has(tmp_path, signum):
     def behave(call):
         time.sleep(0.05)

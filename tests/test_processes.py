@@ -190,6 +190,7 @@ def test_fsdp_trains_as_one_process_saves_whole_weights_and_resumes(tmp_path):
         assert weight.shape == ((4, rows[1]) if "lora_A" in name else (rows[0], 4))
 
 
+@pytest.mark.ci
 def test_an_error_in_one_process_ends_all(tmp_path):
     done = launched(ROOT / "tests/processes_worker.py", tmp_path, "failing")
     assert done.returncode != 0

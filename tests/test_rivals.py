@@ -256,7 +256,7 @@ def trained_rows(tmp_path_factory):
     config = RunConfig(
         methods=",".join(RIVALS), cpu=True,
         data=DataConfig(train_size=16, validation_size=4, test_size=4),
-        train=TrainConfig(budget=500),
+        train=TrainConfig(budget=300),
         skip=SkipConfig(rounds=2, ready_skill=0.0, matched_share=0.4, samples=2),
         eval=EvalConfig(max_new_tokens=12, latency_questions=0),
     )  # fmt: skip

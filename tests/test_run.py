@@ -224,17 +224,17 @@ def test_real_rationales_from_file_to_table(tmp_path):
     main([
         "run", "--data", str(DATA / "svamp/SVAMP_ChatGPT_level5_ranked.json"),
         "--eval-data", str(DATA / "svamp/test.jsonl"), "--out", str(tmp_path / "r"),
-        "--data.train-size", "60", "--data.validation-size", "8", "--data.test-size", "16",
-        "--budget", "3000", "--skip.rounds", "1", "--eval.max-new-tokens", "40",
+        "--data.train-size", "30", "--data.validation-size", "8", "--data.test-size", "16",
+        "--budget", "1500", "--skip.rounds", "1", "--eval.max-new-tokens", "16",
         "--methods", "FTT,CWT,STT", "--jobs", "1",
     ])  # fmt: skip
     report = read_json(tmp_path / "r/report.json")
     found = report["data"]
     sizes = {name: found[name] for name in ("rationales_read", "train", "validation", "test")}
-    assert sizes == {"rationales_read": 699, "train": 60, "validation": 8, "test": 16}
+    assert sizes == {"rationales_read": 699, "train": 30, "validation": 8, "test": 16}
     assert found["dropped"] == {
         "rationale of one unit": 5,
-        "beyond the wanted training samples": 699 - 5 - 60 - 8,
+        "beyond the wanted training samples": 699 - 5 - 30 - 8,
         "test question not drawn": 300 - 16,
     }
     dropped = read_lines(tmp_path / "r/data/dropped.jsonl")

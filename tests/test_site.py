@@ -16,6 +16,7 @@ import pytest
 from documents import DOCUMENTS, ROOT
 
 pytest.importorskip("mkdocstrings", reason="the extra [docs] is not installed")
+pytestmark = pytest.mark.ci
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

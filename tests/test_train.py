@@ -213,6 +213,7 @@ assert same_weights(straight, resumed), "the resumed run differs"
 """
 
 
+@pytest.mark.ci
 def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
     one, spent = trained(
         tmp_path / "one", replace(RECIPE, budget=600, batch_size=7, sentence_dropout=0.0)
