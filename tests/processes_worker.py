@@ -1,5 +1,6 @@
 """What test_processes.py runs under torchrun: processes_worker.py OUT PART..."""
 
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -30,6 +31,8 @@ UNEVEN = replace(  # 7 samples of one pass each: in two processes 4 passes and 3
     RECIPE, budget=500, batch_size=7, micro_batch_size=1, sentence_dropout=0.0, validations=3
 )
 
+CPU = "DS_ACCELERATOR" not in os.environ  # accelerate has DeepSpeed where GPUs are allowed alone
+
 
 def whole_run(out):
     """All stages, and diagnostics of a student."""
@@ -43,7 +46,7 @@ def whole_run(out):
 def trained(out, progress=quiet, lora=""):
     """Trains the embedded student; each process draws other adapters."""
     student = load_student("tiny", lora=lora)
-    return train(student, examples(16), UNEVEN, out, progress, True, examples(5, "coin"))
+    return train(student, examples(16), UNEVEN, out, progress, CPU, examples(5, "coin"))
 
 
 def divided(out):
@@ -100,7 +103,7 @@ PARTS = {f.__name__: f for f in (whole_run, divided, interrupted, shared, failin
 
 if __name__ == "__main__":
     quiet_libraries()
-    start(cpu=True)
+    start(cpu=CPU)
     for part in sys.argv[2:]:
         folder = Path(sys.argv[1]) / part
         by_main(lambda folder=folder: folder.mkdir(parents=True))

@@ -19,6 +19,11 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+DEEPSPEED = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "DS_ACCELERATOR": "cpu",
+}
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -162,10 +167,16 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(done):
 
 
 @pytest.mark.ci
-def test_fsdp_trains_as_one_process_saves_whole_weights_and_resumes(tmp_path):
-    in_two(tmp_path, "divided", **FSDP)
+@pytest.mark.parametrize(
+    ("how", "weights"), [(FSDP, "pytorch_model_fsdp.bin"), (DEEPSPEED, "pytorch_model")]
+)
+def test_divided_it_trains_as_one_process_saves_whole_weights_and_resumes(tmp_path, how, weights):
+    """FSDP2, and stage 2 of DeepSpeed, which compiles a part of its own when it begins."""
+    if how is DEEPSPEED:
+        pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    in_two(tmp_path, "divided", **how)
     tmp_path /= "divided"
-    assert "pytorch_model_fsdp.bin" in read_json(tmp_path / "checkpoint.json")
+    assert weights in read_json(tmp_path / "checkpoint.json")
     names = list(load_file(tmp_path / "straight/model.safetensors"))
     processes_worker.trained(tmp_path / "one")
     one = load_file(tmp_path / "one/model.safetensors")

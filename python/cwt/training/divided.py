@@ -49,7 +49,7 @@ def open_accelerator(cpu: bool, dtype: torch.dtype, **options: Any) -> Accelerat
 
 
 def _fit_deepspeed(config: dict[str, Any]) -> None:
-    """Tells DeepSpeed what this loop decides. No test runs it; its documentation says how."""
+    """Tells DeepSpeed what this loop decides."""
     if config.get("zero_optimization", {}).get("stage") == 3:
         raise UserError(
             "DeepSpeed divides the weights in its stage 3, which is not supported: use stage 2, or "

@@ -174,7 +174,9 @@ class _Run:
             _checkpoint_activations(student.model)
         same_beginning(accelerator, student.model)
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
-        self.divided = is_divided(self.model)
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        # DeepSpeed's stage 2 divides the gradients, and reduces them in every pass.
+        self.divided = is_divided(self.model) or self.deepspeed
         self.sampler, self.held_out = sampler, held_out
         half = student.dtype == torch.float16  # its gradients underflow unless they are scaled
         self.scaler = torch.amp.GradScaler(student.device.type, enabled=half)
@@ -254,7 +256,7 @@ class _Run:
         try:
             return self.step()
         except NotFinite as error:
-            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            if self.deepspeed:
                 raise UserError(f"{out}: training diverged, and took the step: {error}.") from None
             before.restore()
             self.save(out)
@@ -354,9 +356,11 @@ class _Run:
         processes = self.accelerator.num_processes
         most = max(len(self.micro_batches(samples[r::processes])) for r in range(processes))
         shortest = min(samples, key=lambda s: len(s.ids))
+        self.accelerator.sync_gradients = False
         for _ in range(most - len(mine)):
             with self.accelerator.no_sync(self.model):
                 self.accelerator.backward(0 * self.loss([shortest], 1, False).loss)
+        self.accelerator.sync_gradients = True  # else accelerate's optimizer clears no gradients
 
     def micro_batches(self, samples: list[TokenSequence]) -> list[list[TokenSequence]]:
         """Returns the samples of a step on this process as they go through the model."""
