@@ -15,6 +15,12 @@ def well(path: Path, progress) -> None:
     path.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}")
 
 
+def alone(path: Path, progress) -> None:
+    """Writes whether the process has a group of its own, and whether it was forked."""
+    forked = "forkserver" in Path("/proc/self/cmdline").read_text()
+    path.write_text(f"{os.getpgrp() == os.getpid()} {forked}")
+
+
 def refused(progress) -> None:
     raise UserError("the folder is\nanother's")
 

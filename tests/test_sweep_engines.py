@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -95,6 +96,19 @@ def test_told_to_stop_all_cells_end_in_order(engine, tmp_path):
     found = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
     assert set(found) == {"a", "b"}
     assert all(text.startswith("saved after step ") for text in found.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+@pytest.mark.parametrize("cuda", [False, pytest.param(True, marks=pytest.mark.ci)])
+def test_processes_have_a_group_of_their_own_and_are_not_forked_where_cuda_is(
+    tmp_path, monkeypatch, cuda
+):
+    """A signal to the whole group is for the parent, which tells each process once."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    work = partial(sweep_cells.alone, tmp_path / "a")
+    ended = run_cells({"a": work}, "local", 2, Share(tmp_path), lambda *told: None)
+    assert ended["a"].status == 0
+    assert (tmp_path / "a").read_text() == f"True {not cuda}"
 
 
 def test_jobs_1_stays_in_this_process_and_goes_on_after_a_failure(tmp_path):

@@ -102,9 +102,8 @@ def in_a_process(
     """
     if stopping():
         return Ended(STOPPED)
-    # Fork breaks OpenMP once it has threads; a server has none, and has imported all once.
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
+    context: Any = multiprocessing.get_context(start_method())
+    if start_method() == "forkserver":
         context.set_forkserver_preload(["cwt.pipeline.warm"])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(work, there, threads), daemon=True)
@@ -138,16 +137,26 @@ def in_a_process(
     return ended or Ended(128 - code if code < 0 else code)
 
 
-def begin_worker(threads: int) -> None:
+def start_method() -> str:
+    """Returns how processes begin: forked from a server that has imported all once, if they can be.
+
+    A fork breaks OpenMP once it has threads, which the server never has, and CUDA once anything has
+    asked for its devices, which some import may do.
+    """
+    forked = sys.platform == "linux" and not torch.cuda.is_available()
+    return "forkserver" if forked else "spawn"
+
+
+def _begin_worker(threads: int) -> None:
     """Makes this process one that works for its parent, and ends with it; torch uses `threads`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
+    os.setpgrp()  # a signal to the group, as a terminal's, is for the parent, which tells each once
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     quiet_libraries()
 
 
 def _child(work: Work, pipe: Connection, threads: int) -> None:
-    begin_worker(threads)
+    _begin_worker(threads)
     with terminable():
         try:
             ended = attempt(work, seldom(lambda share, text: pipe.send((share, text))))

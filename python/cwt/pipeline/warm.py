@@ -1,7 +1,7 @@
 """Everything that a row of a run imports, for the server that the processes are forked from.
 
-Only that server imports it. It leaves the group of its parent, and its processes with it: a signal
-to the group (Ctrl-C, `timeout`, a queueing system) is for the parent, which tells each once.
+Only that server imports it. It leaves the group of its parent: a signal to the group (Ctrl-C,
+`timeout`, a queueing system) is for the parent, which tells each process once, and would end it.
 """
 
 import os
