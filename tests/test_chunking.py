@@ -157,6 +157,7 @@ def test_every_method_keeps_the_answer_apart_and_exact_is_never_dearer_than_gree
 
 
 def test_tfidf_sees_the_change_of_words():
+    pytest.importorskip("sklearn", reason="the extra [embed] is not installed")
     texts = [["A red ball.", "The ball is red.", "Two coins.", "All coins are new."], ["One."]]
     vectors = text_embeddings("tfidf", texts, batch_size=8)
     assert [len(v) for v in vectors] == [4, 1]
@@ -187,6 +188,7 @@ def test_a_sentence_transformers_folder_decides_dp(tmp_path):
 
 
 def test_embeddings_that_are_none():
+    pytest.importorskip("sentence_transformers", reason="the extra [embed] is not installed")
     with pytest.raises(UserError, match=r"embeddings must be .*modules.json.*'no/such'"):
         text_embeddings("no/such", [["x"]], batch_size=1)
 
