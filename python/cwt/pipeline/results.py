@@ -140,4 +140,4 @@ def _row(ws: Workspace, method: Method) -> Row:
 def _costs(ws: Workspace, students: Sequence[str]) -> dict[str, Any]:
     """Returns the summed cost of training some students."""
     spent = [read_json(ws.student(s) / "train.json") for s in students]
-    return {name: round(sum(s[name] for s in spent), 3) for name in _COSTS}
+    return {name: round(sum(s[name] for s in spent), 1) for name in _COSTS}
