@@ -7,12 +7,12 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; page_tables.py
 
 import re
 
+import rivals_tables
 from cwt.errors import UserError
 from cwt.files import write_text
 from page_figure import figure
 from page_tables import GENERATED_RIVALS, HERE, generated_rivals, panels, tables
 from real_numbers import load
-from rivals_tables import points
 
 PAGES = (HERE / "README.md", HERE / "rivals.md", HERE / "real" / "README.md")
 FIGURE, RIVALS_FIGURE = HERE / "figure.svg", HERE / "rivals.svg"
@@ -41,7 +41,9 @@ def main() -> None:
     for path in PAGES:
         write_text(path, filled(path.read_text(encoding="utf-8")))
     write_text(FIGURE, figure(panels(load())))
-    shown = [(task, points(generated_rivals(task), task)) for task in GENERATED_RIVALS]
+    shown = [
+        p for task in GENERATED_RIVALS for p in rivals_tables.panels(generated_rivals(task), task)
+    ]
     write_text(RIVALS_FIGURE, figure(shown))
 
 

@@ -313,9 +313,14 @@ def generated_rivals_table(task: str) -> list[str]:
     rows = generated_rivals(task)
     lines: list[str] = []
     for share in sorted({row["share"] for row in rows}):
-        title = f"{100 * share:.0f} % of the middle units" if share else "as many skips as STT"
+        title = rivals_tables.title(share)
         lines += [f"*{task}, {title}*", "", *rivals_tables.table(rows, task, share), ""]
     return lines[:-1]
+
+
+def training_table(task: str) -> list[str]:
+    """Returns the table of the ways to train on a generated task."""
+    return rivals_tables.training_table(generated_rivals(task), task)
 
 
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
@@ -357,4 +362,5 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "judges": judges_table,
         "rivals": lambda: rivals_table(found),
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
+        "training-coin": partial(training_table, "coin"),
     }

@@ -26,7 +26,7 @@ from cwt.pipeline.stages import make_chunks
 from cwt.pipeline.workspace import Workspace, saved_config
 from cwt.progress import Bars, Progress
 from cwt.students.load import quiet_libraries
-from rivals_tables import PARENT, table
+from rivals_tables import PARENT, table, title
 
 JUDGES = (
     "random-skips", "truncation-skips", "perplexity-skips", "entropy-skips", "forward-skips",
@@ -155,8 +155,7 @@ def main() -> None:
         write_json(arguments.out / "rivals.json", rows)
         lines = ["Means over seeds; 95 % intervals in brackets. Test questions.", ""]
         for task, share in dict.fromkeys((r["task"], r["share"]) for r in rows):
-            title = f"{100 * share:.0f} % of the middle units" if share else "as many as STT"
-            lines += [f"## {task}, {title}", "", *table(rows, task, share), ""]
+            lines += [f"## {task}, {title(share)}", "", *table(rows, task, share), ""]
         write_text(arguments.out / "rivals.md", "\n".join(lines))
         print("\n".join(lines))
 

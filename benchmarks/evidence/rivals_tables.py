@@ -10,42 +10,72 @@ from cwt.report.table import markdown_table
 from page_figure import Point
 
 PARENT = "FTT-small-batch"
+TRAINING = (  # ways to train, not to choose what is skipped
+    "CWT", "CWT-one-pass", "CWT-stage-marks", "CWT-sbc", "CWT-sbc-repeated",
+    "CWT-sbc-exact-repeated", "CWT-sbc-repeated-marks", "STT-mixed", "STT-skip-marks",
+    "shortest-correct",
+)  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[str]:
-    """Returns a line a row: means over seeds, each seed, and the difference to two rows."""
-    of = {(r["name"], r["seed"]): r for r in rows if r["task"] == task and r["share"] == share}
+    """Returns a line a judge: means over seeds, each seed, the differences to two rows."""
+    names = [name for name in METHODS if name not in TRAINING]
+    found = [r for r in rows if r["task"] == task and r["share"] == share]
+    return _table(found, names, ("random-skips", "STT"))
+
+
+def training_table(rows: Sequence[dict[str, Any]], task: str) -> list[str]:
+    """Returns the same for the ways to train, and what each reads."""
+    found = [r for r in rows if r["task"] == task and not r["share"]]
+    return _table(found, [PARENT, "continued", *TRAINING, "STT"], (PARENT, "STT"), costs=True)
+
+
+def _table(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], others: Sequence[str], costs: bool = False
+) -> list[str]:
+    of = {(r["name"], r["seed"]): r for r in rows}
     lines = []
-    for name in METHODS:
+    for name in names:
         own = [of[key] for key in sorted(of) if key[0] == name]
         if not own:
             continue
         skipped = [100 * r["skipped_share"] for r in own if r["skipped_share"] is not None]
         each = ", ".join(f"{100 * r['accuracy']:.1f}" for r in own)
+        read = f"{np.mean([r['total_processed_tokens'] for r in own]) / 1000:,.0f}"
         lines.append([
             f"`{name}`", f"{np.mean([100 * r['accuracy'] for r in own]):.1f} ({each})",
             f"{np.mean([r['generated_tokens'] for r in own]):.0f}",
             f"{np.mean(skipped):.0f}" if skipped else "-",
-            against(of, name, "random-skips"), against(of, name, "STT"),
+            *(against(of, name, other) for other in others), *([read] if costs else []),
         ])  # fmt: skip
-    titles = ["row", "accuracy %", "tokens", "skipped %", "points against `random-skips`",
-              "points against `STT`"]  # fmt: skip
-    return markdown_table(titles, lines)
+    titles = ["row", "accuracy %", "tokens", "skipped %"]
+    titles += [f"points against `{other}`" for other in others]
+    return markdown_table(titles + ["thousand tokens read, whole"] * costs, lines)
 
 
-def points(rows: Sequence[dict[str, Any]], task: str) -> list[Point]:
-    """Returns a mark for every row at every share of skips: means over seeds."""
-    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+def title(share: float) -> str:
+    """Returns how many units the rows of a share leave out, in words."""
+    return f"{100 * share:.0f} % of the middle units" if share else "as many skips as STT"
+
+
+def panels(rows: Sequence[dict[str, Any]], task: str) -> list[tuple[str, list[Point]]]:
+    """Returns a panel for every share of skips: a mark for every row, means over seeds."""
+    shares = sorted({row["share"] for row in rows if row["task"] == task})
+    return [(f"{task}, {title(share)}", _points(rows, task, share)) for share in shares]
+
+
+def _points(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[Point]:
+    found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["task"] == task and (not row["share"] or row["name"] != PARENT):
-            found.setdefault((row["name"], row["share"]), []).append(row)
+        if (row["task"], row["share"]) == (task, share) and row["name"] not in TRAINING:
+            found.setdefault(row["name"], []).append(row)
     return [
         Point(
             name,
             float(np.mean([r["generated_tokens"] for r in own])),
             100 * float(np.mean([r["accuracy"] for r in own])),
         )
-        for (name, _), own in found.items()
+        for name, own in found.items()
     ]
 
 
