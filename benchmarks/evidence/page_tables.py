@@ -299,7 +299,7 @@ def rivals_table(found: Results) -> list[str]:
     return markdown_table(titles, rows)
 
 
-GENERATED_RIVALS = ("coin",)
+GENERATED_RIVALS = ("coin", "arithmetic")
 
 
 def generated_rivals(task: str) -> list[dict[str, Any]]:
