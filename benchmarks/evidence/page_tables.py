@@ -17,6 +17,7 @@ PAGES = (*SWEEPS, "coin-100k", "processed", "dropout")
 AT_ONCE = "STT-at-once"
 CUT = "rationale was cut off"
 WRONG = "rationale contradicts the gold answer"
+PARENT = rivals_tables.PARENT
 PAIRS = (
     ("CWT", "FTT"), ("CWT", "FTT-long"), ("CWT-one-pass", "FTT"), ("CWT-one-pass", "CWT"),
     ("FTT", "answer-only"), ("continued", "FTT"), (AT_ONCE, "continued"), ("STT", "continued"),
@@ -323,6 +324,26 @@ def training_table(task: str) -> list[str]:
     return rivals_tables.training_table(generated_rivals(task), task)
 
 
+def readiness_table() -> list[str]:
+    """Returns the cells of readiness.py: skill, and accuracy and tokens of every row."""
+    cells: list[dict[str, Any]] = read_json(HERE / "readiness.json")
+    rows = []
+    for cell in cells:
+        chosen = cell["chosen"]
+        shown = [
+            cell["students"][chosen[name]]["test"] for name in (PARENT, "continued", AT_ONCE, "STT")
+        ]
+        last = chosen["STT"].replace(PARENT, "the parent").replace("STT-round-", "round ")
+        rows.append([
+            cell["task"], f"{cell['budget'] // 1000} k", str(cell["seed"]), f"{cell['skill']:.2f}",
+            f"{cell['signals']['sure']:.2f}",
+            *(f"{_percent(t['accuracy'], 1)}, {t['generated_tokens']:.0f}" for t in shown), last,
+        ])  # fmt: skip
+    titles = ["task", "loss tokens", "seed", "skill", "sure", "parent", "`continued`",
+              "`STT-at-once`", "STT", "STT ends with"]  # fmt: skip
+    return markdown_table(titles, rows)
+
+
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
 
 
@@ -362,5 +383,6 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "judges": judges_table,
         "rivals": lambda: rivals_table(found),
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
+        "readiness": readiness_table,
         "training-coin": partial(training_table, "coin"),
     }
