@@ -1,5 +1,11 @@
 """Inputs and comparisons that the chunk_loss tests share."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
 from cwt_ext import reference
@@ -13,6 +19,21 @@ GRAD_RTOL = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
+
+
+def run_under(capability, code):
+    """Runs tests in a process that is told to use an instruction set; the last line says which."""
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(here), str(here.parent)],
+        env={**os.environ, "CWT_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    if "one that this processor has" in done.stderr:
+        pytest.skip(f"this processor has no {capability}")
+    assert done.returncode == 0, done.stderr
+    assert f"ran {capability}" in done.stdout
 
 
 def make(rows, vocab, dtype=torch.float32, chunks=3, scale=3.0, seed=0, ignored=True):

@@ -1,10 +1,10 @@
-"""Processes that begin at once: they are forked from a server that has imported everything."""
+"""Processes that begin as the workers of a run do: where they can be forked, at once."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cwt.pipeline.warm"])  # the server is that of a run's workers
+from cwt.pipeline.own_process import process_context
+
+CONTEXT = process_context()
 
 
 def in_a_process(function, *arguments):

@@ -1,12 +1,8 @@
 """Fewer rows than threads: all threads work on one row, and nothing of the result shows it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from chunk_loss_cases import compare, make
+from chunk_loss_cases import compare, make, run_under
 from test_chunk_loss import run
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -87,13 +83,4 @@ def test_every_instruction_set_gives_the_same_bits(capability):
         "t.test_rows_whose_exponents_change_from_block_to_block()\n"
         "print('ran', t.torch.ops.cwt.cpu_capability())\n"
     )
-    here = os.path.dirname(__file__)
-    done = subprocess.run(
-        [sys.executable, "-c", code, here, os.path.dirname(here)],
-        env={**os.environ, "CWT_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    if "one that this processor has" in done.stderr:
-        pytest.skip(f"this processor has no {capability}")
-    assert f"ran {capability}" in done.stdout, done.stderr
+    run_under(capability, code)

@@ -19,6 +19,11 @@ from cwt.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 HELD = read_json(Path(__file__).parent / "data" / "quick_preset.json")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "CWT_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"}
+SMALLER = [
+    *("--data.train-size", "40", "--data.validation-size", "8", "--data.test-size", "20"),
+    *("--budget", "3000", "--methods", "FTT,CWT,STT", "--train.parent", "CWT"),
+    *("--skip.ready-skill", "0", "--skip.rounds", "2", "--eval.max-new-tokens", "60"),
+]
 
 
 def machine():
@@ -39,21 +44,35 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def rows_of(out, *flags):
+    """Runs the quick preset in a process of its own; returns the rows of its table."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    done = subprocess.run(
+        [sys.executable, "-m", "cwt", "run", "--preset", "quick", "--eval.latency-questions", "0",
+         *flags, "--out", str(out)],
+        env={**os.environ, **AVX2, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return read_json(out / "report.json")["methods"]
+
+
+def held_digits(rows, held):
+    return [{key: row[key] for key in wanted} for row, wanted in zip(rows, held, strict=True)]
+
+
+@pytest.mark.ci
+def test_the_quick_preset_made_smaller_gives_the_same_digits(tmp_path):
+    """Every stage: chunks, training, skips, generation."""
+    rows = rows_of(tmp_path / "q", "--jobs", "1", *SMALLER)
+    assert held_digits(rows, HELD["smaller"]) == HELD["smaller"]
+
+
 @pytest.mark.slow
 def test_the_quick_preset_gives_the_same_digits(tmp_path):
     """CWT_QUICK_RUN names a finished run under AVX2, so that CI makes one only."""
-    out = ROOT / os.environ.get("CWT_QUICK_RUN", tmp_path / "q")
-    if "CWT_QUICK_RUN" not in os.environ:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "python")])
-        done = subprocess.run(
-            [sys.executable, "-m", "cwt", "run", "--preset", "quick", "--eval.latency-questions",
-             "0", "--jobs", "2", "--out", str(out)],
-            env={**os.environ, **AVX2, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    rows = read_json(out / "report.json")["methods"]
-    held = HELD["rows"]
-    assert [
-        {key: row[key] for key in wanted} for row, wanted in zip(rows, held, strict=True)
-    ] == held
+    if "CWT_QUICK_RUN" in os.environ:
+        rows = read_json(ROOT / os.environ["CWT_QUICK_RUN"] / "report.json")["methods"]
+    else:
+        rows = rows_of(tmp_path / "q", "--jobs", "2")
+    assert held_digits(rows, HELD["rows"]) == HELD["rows"]

@@ -10,7 +10,7 @@ from cwt.errors import UserError
 from cwt.interrupts import postponed
 from cwt.pipeline.cluster import Share, on_ray
 from cwt.pipeline.own_process import STOPPED, Ended, Work, attempt, in_a_process, in_words
-from cwt.pipeline.parallel import usable_cores
+from cwt.pipeline.parallel import threads_each, usable_cores
 from cwt.progress import Watch, one_at_a_time
 
 
@@ -65,16 +65,12 @@ def _on_this_machine(
         return
     with postponed() as asked:
         one = partial(
-            _cell, watch=watch, stopping=lambda: bool(asked.signum), threads=_threads(jobs)
+            _cell, watch=watch, stopping=lambda: bool(asked.signum), threads=threads_each(jobs)
         )
         tasks = (joblib.delayed(one)(name, work) for name, work in cells.items())
         # A thread waits for each process: of joblib's own processes, one that is killed ends all.
         engine = joblib.Parallel(jobs, backend="threading", return_as="generator_unordered")
         yield from engine(tasks)
-
-
-def _threads(jobs: int) -> int:
-    return max(1, usable_cores() // jobs)
 
 
 def _cell(

@@ -102,9 +102,7 @@ def in_a_process(
     """
     if stopping():
         return Ended(STOPPED)
-    context: Any = multiprocessing.get_context(start_method())
-    if start_method() == "forkserver":
-        context.set_forkserver_preload(["cwt.pipeline.warm"])
+    context = process_context()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(work, there, threads), daemon=True)
     with _ALL:
@@ -137,14 +135,17 @@ def in_a_process(
     return ended or Ended(128 - code if code < 0 else code)
 
 
-def start_method() -> str:
+def process_context() -> Any:
     """Returns how processes begin: forked from a server that has imported all once, if they can be.
 
     A fork breaks OpenMP once it has threads, which the server never has, and CUDA once anything has
     asked for its devices, which some import may do.
     """
-    forked = sys.platform == "linux" and not torch.cuda.is_available()
-    return "forkserver" if forked else "spawn"
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cwt.pipeline.warm"])
+    return context
 
 
 def _begin_worker(threads: int) -> None:

@@ -28,6 +28,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_each(jobs: int) -> int:
+    """Returns how many threads each of so many processes side by side is given."""
+    return max(1, usable_cores() // jobs)
+
+
 def default_jobs(config: RunConfig) -> int:
     """Returns how many methods to train at once: one a core for `tiny` on a CPU, else one."""
     alone = torch.cuda.is_available() and not config.cpu
@@ -91,7 +96,7 @@ class _Crew:
         self.failed: dict[str, Ended] = {}
         self.lost = False
         self._pool = ThreadPoolExecutor(jobs)
-        self._threads = max(1, usable_cores() // jobs)
+        self._threads = threads_each(jobs)
 
     def do_all(self, order: "TopologicalSorter[str]", needs: Mapping[str, Sequence[str]]) -> None:
         """Does everything; where a piece fails, the others end their step and save.
@@ -122,7 +127,7 @@ class _Crew:
             )
             for name in ready:
                 running[self._pool.submit(self._do, name)] = name
-            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 name, ended = running.pop(future), future.result()
                 if ended.status == 0:
