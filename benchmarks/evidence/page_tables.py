@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import readiness
 import rivals_tables
 from cwt.files import read_json
 from cwt.report.table import markdown_table
@@ -17,7 +18,6 @@ PAGES = (*SWEEPS, "coin-100k", "processed", "dropout")
 AT_ONCE = "STT-at-once"
 CUT = "rationale was cut off"
 WRONG = "rationale contradicts the gold answer"
-PARENT = rivals_tables.PARENT
 PAIRS = (
     ("CWT", "FTT"), ("CWT", "FTT-long"), ("CWT-one-pass", "FTT"), ("CWT-one-pass", "CWT"),
     ("FTT", "answer-only"), ("continued", "FTT"), (AT_ONCE, "continued"), ("STT", "continued"),
@@ -319,29 +319,10 @@ def generated_rivals_table(task: str) -> list[str]:
     return lines[:-1]
 
 
-def training_table(task: str) -> list[str]:
-    """Returns the table of the ways to train on a generated task."""
-    return rivals_tables.training_table(generated_rivals(task), task)
-
-
 def readiness_table() -> list[str]:
-    """Returns the cells of readiness.py: skill, and accuracy and tokens of every row."""
+    """Returns the cells that readiness.py ran."""
     cells: list[dict[str, Any]] = read_json(HERE / "readiness.json")
-    rows = []
-    for cell in cells:
-        chosen = cell["chosen"]
-        shown = [
-            cell["students"][chosen[name]]["test"] for name in (PARENT, "continued", AT_ONCE, "STT")
-        ]
-        last = chosen["STT"].replace(PARENT, "the parent").replace("STT-round-", "round ")
-        rows.append([
-            cell["task"], f"{cell['budget'] // 1000} k", str(cell["seed"]), f"{cell['skill']:.2f}",
-            f"{cell['signals']['sure']:.2f}",
-            *(f"{_percent(t['accuracy'], 1)}, {t['generated_tokens']:.0f}" for t in shown), last,
-        ])  # fmt: skip
-    titles = ["task", "loss tokens", "seed", "skill", "sure", "parent", "`continued`",
-              "`STT-at-once`", "STT", "STT ends with"]  # fmt: skip
-    return markdown_table(titles, rows)
+    return readiness.cell_lines(cells)
 
 
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
@@ -384,5 +365,5 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "rivals": lambda: rivals_table(found),
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
         "readiness": readiness_table,
-        "training-coin": partial(training_table, "coin"),
+        "training-coin": lambda: rivals_tables.training_table(generated_rivals("coin"), "coin"),
     }

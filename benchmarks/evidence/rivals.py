@@ -26,7 +26,7 @@ from cwt.pipeline.stages import make_chunks
 from cwt.pipeline.workspace import Workspace, saved_config
 from cwt.progress import Bars, Progress
 from cwt.students.load import quiet_libraries
-from rivals_tables import PARENT, table, title
+from rivals_tables import CHUNKS, PARENT, RECIPES, table, title
 
 JUDGES = (
     "random-skips", "truncation-skips", "perplexity-skips", "entropy-skips", "forward-skips",
@@ -34,12 +34,9 @@ JUDGES = (
 )  # fmt: skip
 GROUPS = {
     "skips": ("STT", "STT-in-one-piece", *JUDGES, "literal-skips", "oracle-skips"),
-    "training": ("STT", "STT-mixed", "STT-skip-marks", "shortest-correct", "CWT-one-pass"),
-    "chunks": (
-        "CWT", "CWT-one-pass", "CWT-stage-marks", "CWT-sbc", "CWT-sbc-repeated",
-        "CWT-sbc-exact-repeated", "CWT-sbc-repeated-marks",
-    ),
-}  # fmt: skip
+    "training": ("STT", *RECIPES, "CWT-one-pass"),
+    "chunks": CHUNKS,
+}
 PREPARE = "prepare"  # data and chunks, or the parent taken over
 KEPT = (  # of a row of a report
     "name", "seed", "accuracy", "generated_tokens", "skipped_share", "total_loss_tokens",
