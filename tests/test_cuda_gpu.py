@@ -25,11 +25,14 @@ SHAPES = [  # rows, vocabulary
     (1, 1),
     (5, 7),  # below one pack
     (13, 1031),  # packs and a prime tail
+    (1500, 8191),  # more rows than blocks, of 64 threads
     (7, 50257),  # rows that start off a 16-byte boundary
-    (300, 32000),  # more rows than blocks
+    (900, 32000),  # more rows than blocks, of 256 threads
+    (500, 33001),  # more rows than clusters
     (5, 128256),  # longer than shared memory
-    (3, 262144),  # a row in the shared memory of 8 blocks, or, in float32, of no cluster
-    (2, 524288),  # longer than any cluster's shared memory: mostly re-read from the L2 cache
+    (200, 151936),  # five blocks a cluster
+    (3, 262144),  # eight; 16 in float32
+    (2, 524288),  # 16; in float32 no cluster, then mostly re-read from the L2 cache
 ]
 CHANGED = [
     {"label_smoothing": 0.1},
@@ -118,8 +121,9 @@ def test_a_view_without_the_last_tokens_equals_oracle(vocab):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_place_equals_out_of_place(dtype):
-    logits, labels, ids = make(64, 5003, dtype)
+@pytest.mark.parametrize(("rows", "vocab"), [(64, 5003), (300, 50257)])
+def test_in_place_equals_out_of_place(dtype, rows, vocab):
+    logits, labels, ids = make(rows, vocab, dtype)
     results = []
     for inplace in (False, True):
         leaf = logits.cuda().requires_grad_()

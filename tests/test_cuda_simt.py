@@ -229,14 +229,14 @@ def value_cases():
 def cluster_cases():
     """Rows in the registers of one block or of a cluster, with a gradient.
 
-    A block has 64 threads with 8 packs of 16 bytes each, of float32 32; at least 7 of 8 are in use.
+    A block has 64 threads, or 32, with 8 packs of 16 bytes each.
     """
     active = torch.tensor([True, False, True])
     cases = []
     for dtype in (HALF, BF16, F32):
         size = 16 // dtype.itemsize
-        for blocks in (1, 2, 4, 8) if dtype == BF16 else (1, 2):
-            v = 500 * blocks * size * (4 if dtype == F32 else 1) + 3  # rows off a 16-byte boundary
+        for blocks in (1, 2, 3, 4, 8, 16) if dtype == BF16 else (1, 2):
+            v = 500 * blocks * size + 3  # rows off a 16-byte boundary
             case = make(4, v, dtype, active=active, schedules=2)
             cases.append((f"{blocks} blocks, {dtype}", case))
     two = make(9, 8003, BF16, active=active, schedules=2)
@@ -258,23 +258,37 @@ def cluster_cases():
         ("no clusters", dataclasses.replace(two, clusters=False)),
         ("block, offset", make(5, 4000, BF16, offset=3, grad_offset=3, active=active)),
         ("block, aligned differently", make(5, 4000, BF16, offset=3, grad_offset=2)),
-        ("too few packs for the registers", make(5, 3000, BF16, active=active)),
+        ("half of the registers", make(5, 2000, BF16, active=active)),
+        ("a small block, off a boundary", make(5, 1999, BF16, offset=5, grad_offset=5)),
+        ("a cluster of small blocks", make(5, 4300, BF16, active=active)),
+        ("too long a row", make(2, 66000, BF16, active=active, schedules=2)),
+        ("weights of either sign", dataclasses.replace(two, weight=torch.linspace(-2, 2, 9))),
         ("block, loss and z-loss", make(9, 999, F32, grad_mode=NO_GRAD, z_loss=0.01)),
         ("block, label at either end", with_labels(one, {t: 4002 * (t % 2) for t in range(9)})),
         ("(B, T, V) without the last of each", shifted(make(12, 4080, BF16, active=active))),
     ]
-    for name, vocab in (("rows", 2003), ("block", 8003), ("cluster", 16003)):
-        wide = make(12, vocab, F32, seed=3, schedules=2)
+    sizes = (("rows", 203, F32), ("block", 2003, F32), ("block", 4003, BF16))
+    sizes += (("cluster", 4003, F32), ("cluster", 8003, BF16))
+    for name, vocab, dtype in sizes:
+        wide = make(12, vocab, dtype, seed=3, schedules=2)
         a, b, c, d = torch.nonzero(wide.read()).flatten().tolist()[:4]
         y = wide.labels.tolist()
+        low, high = torch.finfo(dtype).min, torch.finfo(dtype).max
         masked = {(a, j): -inf for j in range(0, vocab, 2) if j != y[a]}
         masked |= {(b, j): -inf for j in range(vocab)} | {(c, y[c]): -inf, (d, 7): inf}
-        extreme = {(a, 5): 3.4e38, (b, 5): -3.4e38, (c, y[c]): 90.0, (d, y[d]): 1e4}
-        lowest = {(a, j): torch.finfo(F32).min for j in range(vocab)} | {(b, 2000): torch.nan}
+        extreme = {(a, 5): high, (b, 5): low, (c, y[c]): 90.0, (d, y[d]): 1e4}
+        far = {(a, j): -0.9e38 if j % 3 else -1.5e38 for j in range(vocab)} | {(a, 4): -inf}
+        far |= {(b, j): -1.1e38 if j % 3 else -1.6e38 for j in range(vocab)} | {(b, 4): -inf}
+        far |= {(c, 4): 0.9e38, (c, 5): -1.6e38, (c, 6): -inf, (d, 4): 1.1e38, (d, 5): low}
+        lowest = {(a, j): low for j in range(vocab)} | {(b, vocab - 3): torch.nan}
+        large = {(t, j): v for t, v in ((a, 3e8), (b, -3e8), (c, 2.6e8), (d, 1e15)) for j in (4, 5)}
+        large |= {(a, 6): 3e8 + 4096, (c, 6): 2.6e8 + 4096, (b, 7): -2.6e8}
         cases += [
-            (f"{name}, -inf and +inf", with_rows(wide, masked)),
-            (f"{name}, extreme logits", with_rows(wide, extreme)),
-            (f"{name}, lowest number and NaN", with_rows(wide, lowest)),
+            (f"{name}, {dtype}, -inf and +inf", with_rows(wide, masked)),
+            (f"{name}, {dtype}, extreme logits", with_rows(wide, extreme)),
+            (f"{name}, {dtype}, far apart", with_rows(wide, far)),
+            (f"{name}, {dtype}, large logits", with_rows(wide, large)),
+            (f"{name}, {dtype}, lowest number and NaN", with_rows(wide, lowest)),
         ]
     return cases
 

@@ -31,7 +31,7 @@ struct Error : std::runtime_error {
 };
 
 enum class Op : uint8_t { kBarrier, kClusterBarrier, kWarpBarrier, kShuffle, kBallot, kMatch };
-enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kDone };
+enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kAtArrival, kDone };
 
 // What a thread brings to a barrier or warp collective.
 struct Call {
@@ -63,6 +63,25 @@ struct SharedArray {
   void* data;
 };
 
+// A copy to shared memory that nobody has waited for yet.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool shared_pack;  // holds numbers of others too, who may be writing them
+};
+
+// What the threads of a block wait at until copies are there (mbarrier).
+struct Arrival {
+  const void* place;
+  int arrivals, left;               // of a round, of them to come
+  int64_t announced = 0, sent = 0;  // bytes
+  unsigned round = 0;
+  std::vector<Copy> copies;
+  std::vector<Thread*> waiting;
+  char token[2] = {};  // see Block
+};
+
 // Blocks that run together. A block that has ended is null.
 struct Cluster {
   std::vector<Block*> blocks;
@@ -77,6 +96,7 @@ struct Block {
   unsigned rank = 0;
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<SharedArray> arrays;
+  std::vector<std::unique_ptr<Arrival>> arrivals;
   size_t static_bytes = 0;
   void* dynamic = nullptr;
   unsigned alive = 0, waiting = 0;  // threads not yet exited, of them at a barrier
@@ -107,8 +127,8 @@ class Machine {
   void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
               unsigned cluster = 1) {
     const Quiet quiet;
-    if (cluster < 1 || cluster > 8 || grid.x % cluster)
-      throw Error("simt: clusters have 1 to 8 blocks, and a grid is whole clusters");
+    if (cluster < 1 || cluster > 16 || grid.x % cluster)
+      throw Error("simt: clusters have 1 to 16 blocks, and a grid is whole clusters");
     if (block.x == 0 || block.x > 1024 || block.x % 32 || block.y != 1 || block.z != 1)
       throw Error("simt: blocks must be (n, 1, 1) with n a multiple of 32 up to 1024");
     if (grid.x == 0 || grid.y != 1 || grid.z != 1) throw Error("simt: grids must be (n, 1, 1)");
@@ -176,6 +196,76 @@ class Machine {
     suspend();
   }
 
+  void arrival_init(const void* place, int arrivals) {
+    const Quiet quiet;
+    current_->block->arrivals.push_back(std::make_unique<Arrival>(place, arrivals, arrivals));
+  }
+  void arrive(const void* place, int64_t bytes) {
+    const Quiet quiet;
+    Arrival& a = arrival_at(place);
+    SIMT_TSAN(__tsan_release(&a.token[a.round % 2]));
+    a.announced += bytes;
+    if (a.left-- == 0) fail("more arrivals than the barrier was made for");
+    end_round(a);
+  }
+  // What is in the way of a copy is gone at once; what it brings comes when somebody waits.
+  void start_copy(const Copy& copy, const void* place) {
+    const Quiet quiet;
+    if ((reinterpret_cast<uintptr_t>(copy.to) | reinterpret_cast<uintptr_t>(copy.from)) %
+        std::min<size_t>(copy.bytes, 16))
+      fail("an asynchronous copy from or to a misaligned address");
+    std::memset(copy.to, 0xff, copy.bytes);
+    Arrival& a = arrival_at(place);
+    a.copies.push_back(copy);
+    if (copy.bytes < 16) return;
+    a.sent += copy.bytes;
+    end_round(a);
+  }
+  template <typename value_t>
+  void tell_rank(value_t* to, int rank, const value_t& v, void* place) {
+    value_t* there = static_cast<value_t*>(at_rank(to, rank));
+    {
+      const Quiet quiet;
+      Arrival& a = arrival_at(at_rank(place, rank), *current_->block->cluster->blocks[rank]);
+      SIMT_TSAN(__tsan_release(&a.token[a.round % 2]));
+      (void)a;
+    }
+    *there = v;
+    const Quiet quiet;
+    Arrival& a = arrival_at(at_rank(place, rank), *current_->block->cluster->blocks[rank]);
+    SIMT_TSAN(__tsan_release(&a.token[a.round % 2]));
+    a.sent += sizeof v;
+    end_round(a);
+  }
+  void wait_for(const void* place, int parity) {
+    Arrival* a = nullptr;
+    char* token = nullptr;
+    {
+      const Quiet quiet;
+      a = &arrival_at(place);
+      token = &a->token[parity & 1];
+      if (int(a->round & 1) == parity) {
+        current_->state = State::kAtArrival;
+        a->waiting.push_back(current_);
+        suspend();
+      } else if (seed) {
+        ready_.push_back(current_);
+        suspend();
+      }
+      SIMT_TSAN(__tsan_acquire(token));
+    }
+    std::vector<Copy> copies;
+    {
+      const Quiet quiet;
+      copies.swap(a->copies);
+    }
+    for (const Copy& c : copies)
+      c.shared_pack ? copy_unseen(c) : (void)std::memcpy(c.to, c.from, c.bytes);
+    const Quiet quiet;
+    SIMT_TSAN(__tsan_release(token));
+    (void)token;
+  }
+
   int cluster_rank() const {
     const Quiet quiet;
     return int(current_->block->rank);
@@ -222,6 +312,27 @@ class Machine {
     if (posix_memalign(&p, 16, bytes)) throw std::bad_alloc();
     std::memset(p, 0xff, bytes);
     return p;
+  }
+
+  Arrival& arrival_at(const void* place) { return arrival_at(place, *current_->block); }
+  Arrival& arrival_at(const void* place, Block& block) {
+    for (auto& a : block.arrivals)
+      if (a->place == place) return *a;
+    fail("no barrier for copies has been made here");
+  }
+  void end_round(Arrival& a) {
+    if (a.sent > a.announced && a.left == 0) fail("more bytes are copied than were announced");
+    if (a.left > 0 || a.sent < a.announced) return;
+    ++a.round;
+    a.left = a.arrivals, a.announced = a.sent = 0;
+    for (Thread* t : a.waiting) release(*t);
+    a.waiting.clear();
+  }
+  // No sanitizer looks: other threads may write what is around the numbers that are wanted.
+  __attribute__((no_sanitize("address", "thread"), noinline)) static void copy_unseen(
+      const Copy& c) {
+    for (size_t i = 0; i < c.bytes; ++i)
+      static_cast<volatile char*>(c.to)[i] = static_cast<const volatile char*>(c.from)[i];
   }
 
   void start(unsigned index, unsigned size) {
@@ -356,10 +467,11 @@ class Machine {
     std::string out, previous;
     for (const auto& block : blocks_)
       for (const auto& t : block->threads) {
-        std::string now = t->state == State::kDone    ? "has exited"
-                          : t->state == State::kReady ? "runs"
-                          : t->state == State::kAtBarrier
-                              ? "waits at " + text(t->call.where)
+        std::string now = t->state == State::kDone        ? "has exited"
+                          : t->state == State::kReady     ? "runs"
+                          : t->state == State::kAtBarrier ? "waits at " + text(t->call.where)
+                          : t->state == State::kAtArrival
+                              ? "waits for what is to arrive"
                               : "is in a collective at " + text(t->call.where);
         if (now == previous || out.size() > 1000) continue;
         out += "\n  block " + std::to_string(block->index.x) + " thread " +

@@ -11,6 +11,7 @@ namespace cwt {
 namespace {
 
 constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr int kLossThreads = 64;
 constexpr int kStaticShared = 4096;  // more than any row kernel keeps in shared memory by itself
 
 template <typename run_t>
@@ -64,9 +65,10 @@ int64_t plan_blocks(const ChunkLossArgs& a, int threads) {
   return std::max<int64_t>(ceil_div(a.layout.rows, threads), 1);
 }
 
-// The shape of a row's block. Loss alone: enough threads for 16 packs each, at most 512, so that
-// several rows share a multiprocessor and one's reduction hides behind the others' loads. With a
-// gradient: 8 packs, and all 1024 threads where the row takes more than half of the shared memory.
+// The shape of a row's block. Loss alone: two warps, so that many rows share a multiprocessor and
+// one's reduction hides behind the others' loads. With a gradient: 8 packs a thread, at most 512
+// threads, and all 1024 where the row takes more than half of the shared memory. Backward, and what
+// reads a row under options: 16 packs, at most 512 threads.
 struct RowShape {
   int threads;
   int cached;  // packs of each thread kept in shared memory
@@ -89,8 +91,10 @@ RowShape row_shape(int64_t vocab, int64_t element, bool second_pass, int max_thr
 template <typename scalar_t, RowMode kMode>
 void launch_rows(const ChunkLossArgs& a, bool second_pass, const DeviceLimits& device,
                  cudaStream_t stream) {
-  const RowShape shape =
-      row_shape(a.layout.vocab, sizeof(scalar_t), second_pass, max_row_threads(kMode), device);
+  const RowShape shape = kMode == RowMode::kLoss
+                             ? RowShape{small_block(kLossThreads, device), 0}
+                             : row_shape(a.layout.vocab, sizeof(scalar_t), second_pass,
+                                         max_row_threads(kMode), device);
   auto* kernel = &chunk_loss_rows_kernel<scalar_t, kMode>;
   const int blocks = resident_blocks(kernel, shape.threads, shape.shared_bytes());
   const int64_t grid = std::min<int64_t>(a.layout.rows, int64_t(blocks) * device.multiprocessors);
@@ -115,46 +119,78 @@ RowLayout flat(RowLayout x) {
   return x;
 }
 
-// The blocks that hold a slice of a row in their registers: threads, blocks a multiprocessor, packs
-// of a thread. What was fastest on an H200 of a dozen shapes, see benchmarks/README.md.
-template <typename scalar_t>
-struct SliceBlock {
-  static constexpr bool kHalf = sizeof(scalar_t) == 2;
+// Blocks that hold a slice of a row in their registers: 16 packs a thread, 512 threads of such blocks
+// a multiprocessor.
 #if defined(CWT_SIMT)
-  static constexpr int kThreads = 64;
+constexpr int kSliceThreads = 64, kSlicePacks = 8, kSliceOccupancy = 128;
 #else
-  static constexpr int kThreads = kHalf ? 512 : 128;
+constexpr int kSliceThreads = 256, kSlicePacks = 16, kSliceOccupancy = 512;
 #endif
-  static constexpr int kBlocks = kHalf ? 2 : 3, kPacks = kHalf ? 8 : 32;
+
+struct SliceShape {
+  int threads;  // kSliceThreads, or a half or a quarter
+  ClusterShape cluster;
 };
 
-// The smallest cluster whose registers hold a row. Cluster 0: there is none, or more than an eighth
-// of the registers would stay empty; then the other kernel is as fast.
-template <typename scalar_t>
-ClusterShape cluster_shape(const ChunkLossArgs& a, const DeviceLimits& device) {
-  constexpr int64_t most = SliceBlock<scalar_t>::kThreads * SliceBlock<scalar_t>::kPacks;
-  const int64_t packs = a.layout.vocab * int64_t(sizeof(scalar_t)) / int64_t(sizeof(Bits128));
-  if (a.layout.rows > kMaxGrid / (2 * kMaxCluster)) return {0, 0};
-  for (int cluster = 1; cluster <= (device.clusters ? kMaxCluster : 1); cluster *= 2) {
-    const int64_t slice = ceil_div(packs, cluster);
-    if (slice <= most) return {8 * slice >= 7 * most ? cluster : 0, static_cast<int>(slice)};
+// How a row of so many packs is best cut; threads 0: it is too long. Registers that stay empty cost
+// by their square, small blocks by what their exchanges take (points of a hundred, from measured
+// shapes: benchmarks/README.md).
+SliceShape slice_shape(int64_t packs) {
+  constexpr struct {
+    int threads, cost;
+  } kBlocks[] = {{kSliceThreads, 0}, {kSliceThreads / 2, 150}, {kSliceThreads / 4, 600}};
+  SliceShape best{0, {0, 0}};
+  int64_t least = 0;
+  for (const auto& block : kBlocks) {
+    const int64_t most = block.threads * kSlicePacks,
+                  cluster = std::max<int64_t>(ceil_div(packs, most), 1);
+    if (cluster > (block.threads == kSliceThreads ? kMaxCluster : kPortableCluster)) continue;
+    const int64_t empty = 100 - 100 * packs / (cluster * most);
+    const int64_t cost = empty * empty / 2 + block.cost;
+    if (best.threads != 0 && cost >= least) continue;
+    least = cost;
+    best = {block.threads, {static_cast<int>(cluster), static_cast<int>(ceil_div(packs, cluster))}};
   }
-  return {0, 0};
+  return best;
 }
 
-template <typename scalar_t>
-void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
-                         const DeviceLimits& device, cudaStream_t stream) {
-  using Block = SliceBlock<scalar_t>;
-  constexpr int threads = Block::kThreads;
-  auto* kernel = &chunk_loss_cluster_kernel<scalar_t, threads, Block::kBlocks, Block::kPacks>;
-  const size_t bytes = shape.shared_bytes(threads);
+// Returns whether the device can hold a cluster; nothing is launched where it cannot.
+template <typename scalar_t, int kThreads>
+bool launch_slices(const ChunkLossArgs& a, const ClusterShape& shape, const DeviceLimits& device,
+                   cudaStream_t stream) {
+  auto* kernel =
+      &chunk_loss_cluster_kernel<scalar_t, kThreads, kSliceOccupancy / kThreads, kSlicePacks>;
+  const size_t bytes = shape.shared_bytes(kThreads);
   const int64_t clusters =
-      shape.cluster == 1 ? int64_t(resident_blocks(kernel, threads, bytes)) * device.multiprocessors
-                         : resident_clusters(kernel, shape.cluster, threads, bytes);
-  const int64_t grid = std::min<int64_t>(a.layout.rows, std::max<int64_t>(clusters, 1));
-  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)), dim3(threads),
+      shape.cluster == 1
+          ? int64_t(resident_blocks(kernel, kThreads, bytes)) * device.multiprocessors
+          : resident_clusters(kernel, shape.cluster, kThreads, bytes);
+  if (clusters == 0) return false;
+  const int64_t grid = std::min<int64_t>(a.layout.rows, clusters);
+  CWT_LAUNCH_CLUSTER(kernel, shape.cluster, dim3(grid_of(grid * shape.cluster)), dim3(kThreads),
                      bytes, stream, a, shape);
+  return true;
+}
+
+// The gradient of rows that registers can hold. Returns whether these are such rows.
+template <typename scalar_t>
+bool launch_cluster_rows(const ChunkLossArgs& a, const DeviceLimits& device, cudaStream_t stream) {
+  const int64_t packs = a.layout.vocab * int64_t(sizeof(scalar_t)) / int64_t(sizeof(Bits128));
+  // A turn is 4 t + 3 at most. Shorter rows are as fast without.
+  if (!device.clusters || a.layout.rows > kMaxGrid / 4 || packs < kSliceThreads) return false;
+  const SliceShape shape = slice_shape(packs);
+  switch (shape.threads) {
+    case kSliceThreads:
+      return launch_slices<scalar_t, kSliceThreads>(a, shape.cluster, device, stream);
+    case kSliceThreads / 2:
+      return launch_slices<scalar_t, kSliceThreads / 2>(a, shape.cluster, device, stream);
+#if !defined(CWT_SIMT)
+    case kSliceThreads / 4:
+      return launch_slices<scalar_t, kSliceThreads / 4>(a, shape.cluster, device, stream);
+#endif
+    default:
+      return false;
+  }
 }
 
 // Which kernel works on the rows.
@@ -162,8 +198,8 @@ void launch_cluster_rows(const ChunkLossArgs& a, const ClusterShape& shape,
 //   options                       task       rows                        kernel
 //   softcap or label smoothing    any        any                         rows, kGeneral
 //   float64                       any        any                         rows, kGeneral
-//   none, or z-loss               gradient   unit stride, gradient       cluster, where registers
-//                                            aligned like the logits     hold the row well
+//   none, or z-loss               gradient   unit stride, gradient       cluster, where the device
+//                                            aligned like the logits     has them and holds the row
 //   others, with z-loss           any        any                         rows, kGeneral
 //   others                        any        any                         rows, kLoss or kGradient
 //
@@ -182,11 +218,11 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
     launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device,
                                              stream);  // speed is no aim of float64
   } else {
-    const ClusterShape shape = cluster_shape<scalar_t>(a, device);
     if (o.label_smoothing > 0 || o.softcap > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
-    else if (gradient && aligned && a.layout.vocab_stride == 1 && shape.cluster > 0)
-      launch_cluster_rows<scalar_t>(a, shape, device, stream);
+    else if (gradient && aligned && a.layout.vocab_stride == 1 &&
+             launch_cluster_rows<scalar_t>(a, device, stream))
+      return;
     else if (o.z_loss > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
     else if (gradient)

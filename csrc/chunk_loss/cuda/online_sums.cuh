@@ -12,15 +12,16 @@
 
 namespace cwt {
 
-// t_j of the logits near `shift`. Where x log2(e) may pass the largest float, logits that are not
-// equal differ by 10^31 and more; then any unit tells them apart, and a power of two is exact.
+// t_j of the logits near `shift`. Far from 0, where c would be rounded by more than a power of two
+// can undo, logits that are not equal differ by 32 and more; then any unit tells them apart, and one
+// that is a power of two is exact.
 template <typename acc_t>
 struct Scale {
   using Exp = Exponent<acc_t>;
   acc_t unit, c;
 
   __device__ __forceinline__ explicit Scale(acc_t shift)
-      : unit(Exp::overflows(shift) ? Exp::kFarUnit : Exp::kUnit), c(unit * shift) {}
+      : unit(Exp::unit_near(shift)), c(unit * shift) {}
   __device__ __forceinline__ acc_t operator()(acc_t x) const { return Exp::fused(x, unit, -c); }
 };
 

@@ -67,15 +67,9 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2
 
 inline Bits128 load_keep(const Bits128* p) { return *p; }
 inline Bits128 load_stream(const Bits128* p) { return *p; }
+inline void store_pack(Bits128* p, const Bits128& v) { *p = v; }
 inline void store_stream(Bits128* p, const Bits128& v) { *p = v; }
 inline float power_of_two(float x) { return std::exp2(x); }
-inline int cluster_rank() { return simt::machine.cluster_rank(); }
-inline void cluster_sync(simt::Where w = simt::Where::current()) {
-  simt::machine.collective({simt::Op::kClusterBarrier, w});
-}
-inline void store_to_rank(float4* at, int rank, const float4& v) {
-  *static_cast<float4*>(simt::machine.at_rank(at, rank)) = v;
-}
 inline void zero_memory(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 
 template <typename value_t>
@@ -116,6 +110,11 @@ __device__ __forceinline__ Bits128 load_stream(const Bits128* p) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
+// Without a hint: beside arriving rows (arrival.cuh) it is faster than with store_stream's.
+__device__ __forceinline__ void store_pack(Bits128* p, const Bits128& v) {
+  __stwb(reinterpret_cast<uint4*>(p), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
+}
+
 __device__ __forceinline__ void store_stream(Bits128* p, const Bits128& v) {
   __stcs(reinterpret_cast<uint4*>(p), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 }
@@ -125,38 +124,6 @@ __device__ __forceinline__ float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// Clusters: blocks that run at the same time and reach each other's shared memory. Before sm_90
-// there are none, and no such kernel is launched.
-__device__ __forceinline__ int cluster_rank() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
-
-// A barrier of all threads of the cluster; what was written before, to any block's shared memory,
-// can be read after.
-__device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// Stores to the place in the shared memory of block `rank` that `at` has in this block's.
-__device__ __forceinline__ void store_to_rank(float4* at, int rank, const float4& v) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t to;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(to)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(at))), "r"(rank));
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v.x), "f"(v.y),
-               "f"(v.z), "f"(v.w)
-               : "memory");
-#endif
 }
 
 inline void check_cuda(cudaError_t error, const char* what) {
@@ -210,6 +177,9 @@ template <typename kernel_t>
 int resident_clusters(kernel_t* kernel, int cluster, int threads, size_t shared_bytes) {
   const void* address = reinterpret_cast<const void*>(kernel);
   allow_shared_memory(address, shared_bytes);
+  if (cluster > 8)  // not every device can
+    check_cuda(cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "allowing large clusters");
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = cluster_config(&attribute, cluster, dim3(unsigned(cluster)),
                                                    dim3(unsigned(threads)), shared_bytes, nullptr);
@@ -239,8 +209,10 @@ struct Exponent<float> {
   static constexpr float kFloor = -200.f;  // base^kFloor is 0; -inf times 0 would not be
   static constexpr float kLowest = -3.402823466e+38f;
   static __device__ __forceinline__ float step(float d) { return d * 1.44269504088896f; }
-  static constexpr float kUnit = 1.44269504088896f, kFarUnit = 0.25f;
-  static __device__ __forceinline__ bool overflows(float x) { return fabsf(x) > 1e38f; }
+  static __device__ __forceinline__ float unit_near(float x) {
+    const float size = fabsf(x);
+    return size < 0x1p28f ? 1.44269504088896f : size > 1e38f ? 0.25f : 1.f;
+  }
   static __device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
   static __device__ __forceinline__ float power(float t) { return power_of_two(t); }
 };
@@ -250,8 +222,9 @@ struct Exponent<double> {
   static constexpr double kFloor = -800;
   static constexpr double kLowest = -1.7976931348623157e+308;
   static __device__ __forceinline__ double step(double d) { return d; }
-  static constexpr double kUnit = 1, kFarUnit = 0.25;
-  static __device__ __forceinline__ bool overflows(double x) { return fabs(x) > 1e307; }
+  static __device__ __forceinline__ double unit_near(double x) {
+    return fabs(x) > 1e307 ? 0.25 : 1;
+  }
   static __device__ __forceinline__ double fused(double a, double b, double c) {
     return fma(a, b, c);
   }

@@ -1,36 +1,28 @@
 // chunk_loss, a row in the registers of one block, or of a cluster of blocks: loss, statistics and
 // gradient, for rows of unit stride whose gradient is aligned as they are. The formulas are those of
-// rows.cuh; label smoothing, softcap and float64 are left to it.
+// rows.cuh; label smoothing, softcap and float64 are left to it. sm_90 and later.
 //
 // Who: a cluster takes rows from the work list, each block a slice of the row, each thread every
-// blockDim-th pack of 16 bytes of the slice. All loads of a slice are started at once; the packs
-// stay where they arrive, and the gradient is made of them: no logit is read twice. Half of a
-// multiprocessor's registers, 128 KiB, are packs in flight (three quarters in float32). The blocks
-// of a cluster exchange (max, s, q, h) once a row: each warp stores its own into the shared memory
-// of every block, and one barrier later all warps add up the same numbers in the same order.
+// blockDim-th pack of 16 bytes of the slice:
 //
-// Which row is next comes from a counter, so that a slow multiprocessor takes fewer rows; its number
-// is exchanged with the sums. No result depends on who works on a row.
+//   wait until the slice is in shared memory; take its packs into registers
+//   sums of these packs; each warp tells them to every block of the cluster
+//   wait for all sums; start the copy of the next row's slice to shared memory
+//   results and gradient, from the registers
 //
-// Bytes per row, b bytes a logit: b V read; b V written with the gradient.
+// So no logit is read twice, and while a row is worked on the next one is on its way: a multiprocessor
+// works on 128 KiB in registers and has 128 KiB of shared memory to fill. All warps add up the same
+// sums in the same order. Which row is next comes from a counter, so that a slow multiprocessor takes
+// fewer rows; its number is told with the sums. No result depends on who works on a row.
+//
+// Bytes per row, b bytes a logit: b V read; b V written with the gradient. On an H200 the kernel moves
+// them at 92 to 93 % of the rate of a copy where slices fill the registers (benchmarks/README.md).
 #pragma once
 
+#include "cluster_exchange.cuh"
 #include "rows.cuh"
 
 namespace cwt {
-
-constexpr int kMaxCluster = 8;  // what every device with clusters can do
-
-// How a row is divided among the blocks of a cluster.
-struct ClusterShape {
-  int cluster;  // blocks
-  int packs;    // most packs of a slice
-
-  // Two exchanges: the sums of each warp, the label's logit and the next row.
-  size_t shared_bytes(int threads) const {
-    return sizeof(float4) * 2 * (threads / kWarp * cluster + 2);
-  }
-};
 
 // The packs of a block's slice of a row.
 template <typename scalar_t, int kThreads>
@@ -40,7 +32,6 @@ struct Slice {
   unsigned first;  // pack of the slice; unsigned: a sign would take a register
   int packs;
 
-  __device__ __forceinline__ Slice() : head(0), first(0), packs(0) {}
   __device__ __forceinline__ Slice(const ClusterShape& shape, const scalar_t* row, int vocab) {
     const int gap =
         static_cast<int>((0 - reinterpret_cast<uintptr_t>(row)) & 15) / sizeof(scalar_t);
@@ -68,122 +59,75 @@ struct Slice {
   }
 };
 
-// (max, S') over the warps' (max, s, q, h), on every thread.
-__device__ __forceinline__ float2 add_partials(const float4* partials, int count) {
-  using Exp = Exponent<float>;
-  float max = Exp::kLowest, s = 0;
-#pragma unroll 1
-  for (int i = lane_of_thread(); i < count; i += kWarp) max = larger(max, partials[i].x);
-  max = warp_max(max);
-#pragma unroll 1
-  for (int i = lane_of_thread(); i < count; i += kWarp)
-    s += partials[i].y * Exp::power(larger(Exp::step(partials[i].x - max), Exp::kFloor));
-  return make_float2(max, warp_sum(s));
-}
+// Where a block finds its slice of a row, and what it must know of the row beforehand. There is one
+// slice, so the copies of the next row's start when all threads have this row's in their registers.
+template <typename scalar_t, int kThreads>
+class Incoming {
+  static constexpr int kSize = Pack<scalar_t>::kSize;
 
-// (Q', H') over them, H' in units of Exp::kLog.
-__device__ __forceinline__ float2 add_rest(const float4* partials, int count, float max) {
-  using Exp = Exponent<float>;
-  float q = 0, h = 0;
-#pragma unroll 1
-  for (int i = lane_of_thread(); i < count; i += kWarp) {
-    const float4 p = partials[i];
-    const float d = larger(Exp::step(p.x - max), Exp::kFloor), f = Exp::power(d);
-    q += f * f * p.z;
-    h += f * (p.w + d * p.y);
-  }
-  return make_float2(warp_sum(q), warp_sum(h));
-}
-
-// What is known of a row before its logits are. Whose turn it is of the two halves of the exchange's
-// memory is kept in the same register as the row: there is none to spare.
-struct RowAhead {
-  int turn;  // 2 t, and 1 for every other row of a cluster; negative: there is none
-  int label = 0;
-
-  __device__ __forceinline__ RowAhead(const ChunkLossArgs& a, int turn) : turn(turn) {
-    if (turn >= 0) label = static_cast<int>(a.labels[t()]);
-  }
-  __device__ __forceinline__ int t() const { return turn >> 1; }
-  // The turn of row t, which the cluster takes next; t < 0: there is none.
-  __device__ __forceinline__ int next(int t) const { return t < 0 ? -1 : 2 * t + (~turn & 1); }
-};
-
-// What the blocks of a cluster tell each other once a row. The two halves of the memory are used in
-// turn: what a block stores for the next row but one, it stores after a barrier that all warps reach
-// only when they have read this row's.
-template <int kThreads>
-class Exchange {
  public:
-  // memory: shape.shared_bytes(kThreads)
-  __device__ __forceinline__ Exchange(const ClusterShape& shape, float4* memory,
-                                      const RowAhead& row)
-      : shape_(shape), memory_(memory), row_(row) {}
+  struct Numbers {
+    int64_t label[2];
+    float weight[2];
+    Arrival arrival;
+  };
 
-  // Stores a warp's sums where all will read them; every lane has them.
-  __device__ __forceinline__ void tell_sums(const float4& sums) {
-    const int place = shape_.cluster == 1 ? 0 : cluster_rank() * kThreads / kWarp;
-    if (lane_of_thread() < shape_.cluster) store(place + warp_of_thread(), lane_of_thread(), sums);
-  }
-  // By all lanes of one warp of the cluster.
-  __device__ __forceinline__ void tell_turn(int turn) {
-    if (lane_of_thread() < shape_.cluster)
-      store(count() + 1, lane_of_thread(), make_float4(__int_as_float(turn), 0, 0, 0));
-  }
-  // By the thread that has it.
-  __device__ __forceinline__ void tell_label(float z_y) {
-    for (int rank = 0; rank < shape_.cluster; ++rank)
-      store(count(), rank, make_float4(z_y, 0, 0, 0));
-  }
-  __device__ __forceinline__ void wait() {
-    if (shape_.cluster == 1)
-      __syncthreads();
-    else
-      cluster_sync();
+  // packs: 2 + shape.packs
+  __device__ __forceinline__ Incoming(const ChunkLossArgs& a, const ClusterShape& shape,
+                                      Bits128* packs, Numbers& numbers)
+      : a_(a), shape_(shape), packs_(packs), numbers_(numbers) {
+    if (threadIdx.x > 0) return;
+    arrival_init(&numbers_.arrival, 2);
+    fence_before_copy();
   }
 
-  // What has been told before the wait.
-  __device__ __forceinline__ const float4* sums() const { return half(); }
-  __device__ __forceinline__ int count() const { return kThreads / kWarp * shape_.cluster; }
-  __device__ __forceinline__ float z_y() const { return sums()[count()].x; }
-  __device__ __forceinline__ int next_turn() const { return __float_as_int(sums()[count() + 1].x); }
-
- private:
-  __device__ __forceinline__ float4* half() const {
-    return memory_ + (row_.turn & 1) * (count() + 2);
-  }
-  __device__ __forceinline__ void store(int place, int rank, const float4& v) {
-    float4* to = half() + place;
-    if (shape_.cluster == 1)
-      *to = v;
-    else
-      store_to_rank(to, rank, v);
+  __device__ __forceinline__ const scalar_t* logits(const Turn& row) const {
+    return static_cast<const scalar_t*>(a_.logits) + a_.layout.row(row.t());
   }
 
-  const ClusterShape& shape_;
-  float4* const memory_;
-  const RowAhead& row_;  // which is being worked on
-};
+  // Starts the copies of a row, by one thread.
+  __device__ __forceinline__ void start(const Turn& row) const {
+    const scalar_t* x = logits(row);
+    const int vocab = static_cast<int>(a_.layout.vocab);
+    const Slice<scalar_t, kThreads> slice(shape_, x, vocab);
+    const Bits128* whole = reinterpret_cast<const Bits128*>(x + slice.head);
+    const bool first = slice.first == 0;
+    const int packs = (vocab - slice.head) / kSize;
+    const bool before = first && slice.head > 0,
+               after = first && slice.head + packs * kSize < vocab;
+    arrive_with_bytes(&numbers_.arrival, 16 * (slice.packs + before + after));
+    Arrival* const at = &numbers_.arrival;
+    if (before) copy_shared_pack_async(packs_, whole - 1, at);
+    if (after) copy_shared_pack_async(packs_ + 1, whole + packs, at);
+    if (slice.packs > 0) copy_async(packs_ + 2, whole + slice.first, slice.packs, at);
+    copy_number_async(&numbers_.label[row.half()], a_.labels + row.t(), at);
+    copy_number_async(&numbers_.weight[row.half()],
+                      static_cast<const float*>(a_.row_weight) + row.t(), at);
+    arrive_when_copied(at);
+  }
+  __device__ __forceinline__ void wait(const Turn& row) const {
+    wait_for(&numbers_.arrival, row.half());
+  }
 
-// The row of the work list that a cluster takes next, by one thread, in two steps with time between.
-// What it knows is in shared memory, so that the other threads have no registers for it.
-class Queue {
- public:
-  // memory: 2 places
-  __device__ __forceinline__ Queue(const ChunkLossArgs& a, int* memory, int work)
-      : a_(a), memory_(memory) {
-    if (threadIdx.x == 0) memory_[0] = work;
+  // After the wait.
+  __device__ __forceinline__ int label(const Turn& row) const {
+    return static_cast<int>(numbers_.label[row.half()]);
   }
-  __device__ __forceinline__ void take(const ClusterShape& shape) {
-    memory_[1] = gridDim.x / shape.cluster + static_cast<int>(count(a_.next_row, 1));
+  __device__ __forceinline__ float weight(const Turn& row) const {
+    return numbers_.weight[row.half()];
   }
-  __device__ __forceinline__ int row() const {
-    return memory_[1] < memory_[0] ? static_cast<int>(a_.rows[memory_[1]]) : -1;
+  __device__ __forceinline__ Bits128* slice() const { return packs_ + 2; }
+  // The logit that belongs to thread i of the first 16, see Slice::single.
+  __device__ __forceinline__ float single(int i, int head) const {
+    const scalar_t* x = reinterpret_cast<const scalar_t*>(packs_);
+    return widen(x[i < 8 ? kSize - head + i : kSize + i - 8]);
   }
 
  private:
   const ChunkLossArgs& a_;
-  int* const memory_;
+  const ClusterShape& shape_;
+  Bits128* const packs_;
+  Numbers& numbers_;
 };
 
 // A block's work on its slice of one row: kPacks packs of each thread.
@@ -192,37 +136,42 @@ class SliceTask {
   static constexpr int kSize = Pack<scalar_t>::kSize;
 
  public:
-  // Starts the loads of the slice. Those of the logits that fill no pack, and of the label's, are
-  // waited for: they take no longer. singles: 16 places in the block's shared memory
+  // Waits for the slice. singles: 16 places in the block's shared memory
   __device__ __forceinline__ SliceTask(const ChunkLossArgs& a, const ClusterShape& shape,
+                                       const Incoming<scalar_t, kThreads>& incoming,
                                        Exchange<kThreads>& exchange, float* singles,
-                                       const RowAhead& row)
-      : a_(a), exchange_(exchange), singles_(singles), row_(row) {
-    const scalar_t* logits = static_cast<const scalar_t*>(a.logits) + a.layout.row(row.t());
-    slice_ = Slice<scalar_t, kThreads>(shape, logits, vocab());
-    const Bits128* from =
-        reinterpret_cast<const Bits128*>(logits + slice_.head) + slice_.first + threadIdx.x;
-    for_packs([&](int k) { bits_[k] = load_stream(from + k * kThreads); });
-    const int single = slice_.single(vocab());
-    if (single >= 0) singles_[threadIdx.x] = widen(logits[single]);
-    if (threadIdx.x == kThreads - 1 && slice_.first == 0)
-      exchange_.tell_label(widen(logits[row_.label]));
+                                       const Turn& row)
+      : a_(a),
+        exchange_(exchange),
+        singles_(singles),
+        row_(row),
+        incoming_(incoming),
+        slice_(shape, incoming.logits(row), vocab()) {
+    incoming.wait(row);
   }
 
-  // Tells the others this warp's sums.
+  // Takes the slice into registers; tells the others this warp's sums.
   __device__ __forceinline__ void tell_sums() {
+    float top = larger(set_label_aside(), Exponent<float>::kLowest);
+    const Bits128* from = incoming_.slice() + threadIdx.x;
     LargestOf<scalar_t> largest;
-    for_packs([&](int k) { largest.add(bits_[k]); });
-    float top = larger(largest.value(), Exponent<float>::kLowest);
+    for_packs([&](int k) {
+      bits_[k] = from[k * kThreads];
+      largest.add(bits_[k]);
+    });
+    top = larger(top, largest.value());
     const int single = slice_.single(vocab());
-    if (single >= 0) top = larger(top, singles_[threadIdx.x]);
+    if (single >= 0) {
+      singles_[threadIdx.x] = incoming_.single(threadIdx.x, slice_.head);
+      top = larger(top, singles_[threadIdx.x]);
+    }
     top = warp_max(top);
     OnlineSums<float> sums(top);
     if (single >= 0) {
-      const float x[1] = {single == row_.label ? -INFINITY : singles_[threadIdx.x]};
+      const float x[1] = {single == label() ? -INFINITY : singles_[threadIdx.x]};
       sums.add(x);
+      if (single == label()) exchange_.tell_label(singles_[threadIdx.x]);
     }
-    set_label_aside();
     for_packs([&](int k) {
       float x[kSize];
       widen_pack<scalar_t>(bits_[k], x);
@@ -236,7 +185,8 @@ class SliceTask {
   }
 
   // After the exchange: the gradient of the slice, and the row's results.
-  __device__ __forceinline__ void finish(float weight) {
+  __device__ __forceinline__ void finish() {
+    const float weight = incoming_.weight(row_);
     const Whole row = whole_row();
     if (a_.grad != nullptr)
       write_gradient(row.max, weight == 0, weight * row.p_factor, weight * row.g_y);
@@ -256,15 +206,19 @@ class SliceTask {
       if (left > k * kThreads) use(k);
   }
 
-  // Puts -inf, which adds nothing, in the place of the label's logit.
-  __device__ __forceinline__ void set_label_aside() {
-    const int mine = slice_.pack_of(row_.label), place = (row_.label - slice_.head) % kSize;
-    if (mine < 0) return;
-    scalar_t none;
-    narrow(-INFINITY, none);
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k)
-      if (k == mine) replace(bits_[k], place, none);
+  __device__ __forceinline__ int label() const { return incoming_.label(row_); }
+
+  // Tells the label's logit, puts -inf, which adds nothing, in its place, and returns it; -inf where
+  // it is in no pack of this thread.
+  __device__ __forceinline__ float set_label_aside() {
+    if (slice_.pack_of(label()) < 0) return -INFINITY;
+    scalar_t* const packs = reinterpret_cast<scalar_t*>(incoming_.slice());
+    scalar_t& place = packs[label() - slice_.head - static_cast<int>(slice_.first) * kSize];
+    const float z_y = widen(place);
+    exchange_.tell_label(z_y);
+    narrow(-INFINITY, place);
+    fence_before_copy();
+    return z_y;
   }
 
   // The largest logit, S', and g_j = p_factor e_j for j != y; NaN where they are no numbers.
@@ -307,7 +261,7 @@ class SliceTask {
     keep_in_register(to);
     const int single = slice_.single(vocab());
     if (empty) {
-      for_packs([&](int k) { store_stream(to + k * kThreads, Bits128{{0, 0, 0, 0}}); });
+      for_packs([&](int k) { store_pack(to + k * kThreads, Bits128{{0, 0, 0, 0}}); });
       if (single >= 0) narrow(0.f, out[single]);
       return;
     }
@@ -318,18 +272,19 @@ class SliceTask {
       widen_pack<scalar_t>(bits_[k], x);
 #pragma unroll
       for (int j = 0; j < kSize; ++j) x[j] = factor * Exp::power(t(x[j]));
-      store_stream(to + k * kThreads, narrow_pack<scalar_t>(x));
+      store_pack(to + k * kThreads, narrow_pack<scalar_t>(x));
     });
     if (single >= 0) narrow(factor * Exp::power(t(singles_[threadIdx.x])), out[single]);
-    if (single == row_.label || slice_.pack_of(row_.label) >= 0)
-      narrow(at_label, out[row_.label]);  // over what this thread has just stored
+    if (single == label() || slice_.pack_of(label()) >= 0)
+      narrow(at_label, out[label()]);  // over what this thread has just stored
   }
 
   const ChunkLossArgs& a_;
   Exchange<kThreads>& exchange_;
   float* const singles_;
-  const RowAhead& row_;
-  Slice<scalar_t, kThreads> slice_;
+  const Turn& row_;
+  const Incoming<scalar_t, kThreads>& incoming_;
+  const Slice<scalar_t, kThreads> slice_;
   Bits128 bits_[kPacks];
 };
 
@@ -343,42 +298,52 @@ __device__ __forceinline__ void zero_slice(const ChunkLossArgs& a, const Cluster
   if (single >= 0) narrow(0.f, row[single]);
   Bits128* const to = reinterpret_cast<Bits128*>(row + slice.head) + slice.first;
   for (int i = threadIdx.x; i < slice.packs; i += kThreads)
-    store_stream(to + i, Bits128{{0, 0, 0, 0}});
+    store_pack(to + i, Bits128{{0, 0, 0, 0}});
 }
 
 // kBlocks: what a multiprocessor is to hold. Without a gradient only the results are written.
 template <typename scalar_t, int kThreads, int kBlocks, int kPacks>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     chunk_loss_cluster_kernel(const ChunkLossArgs a, const ClusterShape shape) {
+#if defined(CWT_HAS_CLUSTERS)
+  using Coming = Incoming<scalar_t, kThreads>;
   CWT_SHARED_DYNAMIC(Bits128, memory);
+  CWT_SHARED(typename Coming::Numbers, numbers, 1);
   CWT_SHARED(float, singles, 16);
   CWT_SHARED(int, queued, 2);
   const int work = static_cast<int>(a.counters[kWorkRows]);
   const int first = blockIdx.x / shape.cluster;
-  // Before a block stores to another's shared memory, that one must be there.
-  if (shape.cluster > 1) cluster_sync();
-  Queue queue(a, queued, work);
+  Turn row{first < work ? 4 * static_cast<int>(a.rows[first]) : -1};
+  Queue queue(a, shape, queued, work);
+  const Coming incoming(a, shape, memory, numbers[0]);
   const auto leads = [&] {
     return warp_of_thread() == 0 && (shape.cluster == 1 || cluster_rank() == 0);
   };
-  RowAhead row(a, first < work ? 2 * static_cast<int>(a.rows[first]) : -1);
-  Exchange<kThreads> exchange(shape, reinterpret_cast<float4*>(memory), row);
-  while (row.turn >= 0) {
-    SliceTask<scalar_t, kThreads, kPacks> task(a, shape, exchange, singles, row);
-    if (leads() && lane_of_thread() == 0) queue.take(shape);
+  Exchange<kThreads> exchange(shape, reinterpret_cast<float4*>(memory + 2 + shape.packs), row);
+  if (shape.cluster > 1)
+    cluster_sync();  // before a block stores to another's shared memory, that one must be there
+  else
+    __syncthreads();
+  if (threadIdx.x == 0 && row.exists()) incoming.start(row);
+  while (row.exists()) {
+    if (threadIdx.x == 0) exchange.expect();
+    if (leads() && lane_of_thread() == 0) queue.ask();
+    SliceTask<scalar_t, kThreads, kPacks> task(a, shape, incoming, exchange, singles, row);
     task.tell_sums();
     if (leads())
       exchange.tell_turn(
-          row.next(__shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.row() : 0, 0)));
-    const float weight = static_cast<const float*>(a.row_weight)[row.t()];
+          row.next(__shfl_sync(kFullWarp, lane_of_thread() == 0 ? queue.answer() : 0, 0)));
     exchange.wait();
-    task.finish(weight);
-    row = RowAhead(a, exchange.next_turn());
+    const Turn next{exchange.next_turn()};
+    if (threadIdx.x == 0 && next.exists()) incoming.start(next);
+    task.finish();
+    row = next;
   }
   if (a.grad == nullptr) return;
   const int mine = formed_again(blockIdx.x) / shape.cluster, clusters = gridDim.x / shape.cluster;
   for (int64_t i = a.counters[kWorkRows] + mine; i < a.layout.rows; i += clusters)
     zero_slice<scalar_t, kThreads>(a, shape, a.rows[i]);
+#endif
 }
 
 }  // namespace cwt
