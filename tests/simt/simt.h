@@ -129,6 +129,10 @@ template <typename kernel_t>
 int resident_blocks(kernel_t*, int, size_t) {
   return 1;
 }
+template <typename kernel_t>
+bool has_clusters(kernel_t*) {
+  return true;
+}
 // Like CUDA's answer, of no use for launches without clusters.
 template <typename kernel_t>
 int resident_clusters(kernel_t*, int cluster, int, size_t) {

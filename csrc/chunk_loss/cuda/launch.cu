@@ -154,12 +154,13 @@ SliceShape slice_shape(int64_t packs) {
   return best;
 }
 
-// Returns whether the device can hold a cluster; nothing is launched where it cannot.
+// Returns whether this was built for clusters and the device can hold one; else nothing is launched.
 template <typename scalar_t, int kThreads>
 bool launch_slices(const ChunkLossArgs& a, const ClusterShape& shape, const DeviceLimits& device,
                    cudaStream_t stream) {
   auto* kernel =
       &chunk_loss_cluster_kernel<scalar_t, kThreads, kSliceOccupancy / kThreads, kSlicePacks>;
+  if (!has_clusters(kernel)) return false;
   const size_t bytes = shape.shared_bytes(kThreads);
   const int64_t clusters =
       shape.cluster == 1

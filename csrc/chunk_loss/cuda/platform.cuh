@@ -156,6 +156,16 @@ int resident_blocks(kernel_t* kernel, int threads, size_t shared_bytes) {
   return blocks > 0 ? blocks : 1;
 }
 
+// Whether this code of the kernel was compiled for clusters. A device that has them may run what its
+// driver made of older code.
+template <typename kernel_t>
+bool has_clusters(kernel_t* kernel) {
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+             "asking for the version of a kernel");
+  return attributes.ptxVersion >= 90;
+}
+
 // The configuration of a launch in clusters; `attribute` must live as long as it is used.
 inline cudaLaunchConfig_t cluster_config(cudaLaunchAttribute* attribute, int cluster, dim3 grid,
                                          dim3 block, size_t bytes, cudaStream_t stream) {
