@@ -51,7 +51,7 @@ def skipped(ws, name, judge="forward"):
 
 @pytest.mark.parametrize(
     ("right", "limit", "ready"),
-    [(19, 0.3, True), (18, 0.3, False), (10, 0.0, True), (9, 0.0, False), (40, 1.0, True)],
+    [(19, 0.3, True), (18, 0.3, False), (9, 0.01, False), (9, 0.0, True), (40, 1.0, True)],
 )
 def test_readiness_is_skill_above_the_most_frequent_answer(ws, right, limit, ready):
     answers(ws, PARENT, range(right))
@@ -60,7 +60,7 @@ def test_readiness_is_skill_above_the_most_frequent_answer(ws, right, limit, rea
     assert found.chance == 10 / 40  # "7" is right where "7.0" is wanted
     assert found.accuracy == right / 40
     assert found.skill == pytest.approx((right - 10) / 30)
-    assert found.ready == ready == (right >= 10 + limit * 30)
+    assert found.ready == ready == (limit == 0 or right >= 10 + limit * 30)  # 0: at once
 
 
 def rounds_and_continued(ws, *marks, continued=(), tokens=100.0, parent=range(20)):
@@ -80,7 +80,7 @@ def test_the_best_validation_accuracy_wins(ws):
     assert [c["student"] for c in record["candidates"]] == [
         "STT-round-1", "STT-round-2", "STT-round-3", "continued", PARENT,
     ]  # fmt: skip
-    assert [c["admitted"] for c in record["candidates"]] == [False, True, False, False, False]
+    assert [c["admitted"] for c in record["candidates"]] == [False, True, False, True, False]
     begin = "STT skips (validation accuracy and tokens): STT-round-2 90.0 % in 58; "
     assert record["why"].startswith(begin)
 
@@ -108,15 +108,13 @@ def test_it_ends_with_its_parent_where_training_on_harms_as_well(ws):
     assert rounds_and_continued(ws, range(9), continued=range(31), parent=range(30)) == "continued"
 
 
-def test_among_those_that_cannot_be_told_apart_the_shortest_wins(ws):
-    # Two questions of 40 lost, and none won: the paired interval of the loss holds 0.
-    assert rounds_and_continued(ws, range(38), continued=range(40)) == "STT-round-1"
+def test_a_round_may_be_two_points_behind_what_skips_nothing(ws):
+    # No question of 40 lost, as many lost as won, one lost: 2.5 points.
+    assert rounds_and_continued(ws, range(40), continued=range(40)) == "STT-round-1"
+    assert rounds_and_continued(ws, range(8, 40), continued=range(32)) == "STT-round-1"
+    assert rounds_and_continued(ws, range(39), continued=range(40)) == "continued"
     behind = read_json(ws.choice("STT"))["candidates"][0]["behind"]
     assert behind[0] == 0 < behind[1]
-    # Eight lost and none won: it does not.
-    assert rounds_and_continued(ws, range(32), continued=range(40)) == "continued"
-    # As many lost, but nearly as many won: it does again.
-    assert rounds_and_continued(ws, range(8, 39), continued=range(32)) == "STT-round-1"
 
 
 def test_among_rounds_the_most_accurate_wins_even_where_it_writes_more(ws):
@@ -175,6 +173,7 @@ READY, NOT = range(30), range(12)
     ids=["at once", "after one round", "after two rounds", "never"],
 )
 def test_stt_waits_until_the_student_is_ready(ws, monkeypatch, learns, wanted):
+    ws = replace(ws, config=replace(ws.config, skip=SkipConfig(ready_skill=0.1)))
     for name, right in zip([PARENT, "STT-round-1", "STT-round-2"], learns, strict=False):
         answers(ws, name, right)
     assert decide(ws, monkeypatch) == wanted
@@ -190,9 +189,10 @@ def test_stt_waits_until_the_student_is_ready(ws, monkeypatch, learns, wanted):
         assert "the 32.5 % at which skipping begins" in record["why"]
 
 
-def test_stt_at_once_does_not_wait(ws, monkeypatch):
+@pytest.mark.parametrize("name", ["STT", "STT-at-once"])
+def test_without_a_limit_it_does_not_wait(ws, monkeypatch, name):
     answers(ws, PARENT, NOT)
-    found = decide(ws, monkeypatch, METHODS["STT-at-once"])
+    found = decide(ws, monkeypatch, METHODS[name])
     assert found == ["forward", "ratify", "forward", "ratify"]
 
 

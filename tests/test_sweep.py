@@ -14,7 +14,7 @@ SMALL = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-
          "--budget", "300", "--skip.rounds", "1", "--eval.max-new-tokens", "12",
          "--eval.batch-size", "10", "--eval.latency-questions", "1", "--tasks", "letters",
          "--seeds", "0,1", "--methods", "FTT,CWT-adaptive,STT",
-         "--train.parent", "CWT", "--skip.ready-skill", "0.0"]  # fmt: skip
+         "--train.parent", "CWT"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

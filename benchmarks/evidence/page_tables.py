@@ -321,8 +321,12 @@ def generated_rivals_table(task: str) -> list[str]:
 
 def readiness_table() -> list[str]:
     """Returns the cells that readiness.py ran."""
-    cells: list[dict[str, Any]] = read_json(HERE / "readiness.json")
-    return readiness.cell_lines(cells)
+    return readiness.cell_lines(read_json(HERE / "readiness.json"))
+
+
+def rules_table() -> list[str]:
+    """Returns what every rule would have given in these cells."""
+    return readiness.rule_lines(read_json(HERE / "readiness.json"))
 
 
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
@@ -365,5 +369,6 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "rivals": lambda: rivals_table(found),
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
         "readiness": readiness_table,
+        "readiness-rules": rules_table,
         "training-coin": lambda: rivals_tables.training_table(generated_rivals("coin"), "coin"),
     }

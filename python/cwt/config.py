@@ -112,12 +112,12 @@ class SkipConfig(SkipCriterion):
     Attributes:
         rounds: how often STT decides skips and trains, at most; the best round is kept.
         ready_skill: STT begins to skip once the student's skill on validation questions is at least
-            this; before that it trains on whole rationales. 0 is the accuracy of the most frequent
-            answer, 1 is all right.
+            this; before that it trains on whole rationales. Above 0, the accuracy of the most
+            frequent answer, to 1, all right; 0: it begins at once.
         accuracy_tolerance: points of validation accuracy that STT may lose. It ends with the
             round that writes the fewest tokens of those whose accuracy is within this of the best
-            round's, and which no paired 95 % interval puts behind the row `continued` or the parent
-            by more than this; else with the better of those two.
+            round's, if it is within this, or 2 points if that is more, of the better of the row
+            `continued` and the parent; else with that one.
         matched_share: share of the middle units that every row with a matched number of skips
             leaves out; 0: as many of each example as STT.
         samples: rationales that the row shortest-correct samples of each question.
@@ -128,7 +128,7 @@ class SkipConfig(SkipCriterion):
     """
 
     rounds: int = 4
-    ready_skill: float = 0.1
+    ready_skill: float = 0.0
     accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
     matched_share: float = 0.0
     samples: int = 4

@@ -18,13 +18,17 @@ from cwt.pipeline.methods import CONTINUED, Method, parent_of, round_names
 from cwt.pipeline.workspace import Workspace
 
 
+# How far a round may be behind a student that skips nothing, which writes far more: share of questions.
+WHOLE_MARGIN = 0.02
+
+
 @dataclass(frozen=True)
 class Readiness:
     """Whether a student has learned enough for its judgement to mean something.
 
     Attributes:
         student: its name.
-        ready: whether its skill reaches skip.ready_skill.
+        ready: whether its skill reaches skip.ready_skill, or that is 0.
         accuracy: share of validation questions that it answers right.
         chance: share that the most frequent answer of the training examples gets right.
         skill: (accuracy - chance) / (1 - chance): 0 is chance, 1 is all right.
@@ -47,9 +51,10 @@ class Candidate:
         accuracy: share of validation questions that it answers right.
         generated_tokens: mean per validation question.
         behind: 95 % interval of the best candidate's accuracy minus its own, paired by question.
-        admitted: whether that interval does not say that it is behind by more than
-            skip.accuracy_tolerance; for a round, also whether no other round is more accurate than
-            it by more than that. A row that follows a schedule admits its last round alone.
+        admitted: whether no other of its kind (rounds, or those that skip nothing) is more accurate
+            by more than skip.accuracy_tolerance; for a round, also whether none that skips nothing
+            is by more than that and WHOLE_MARGIN. A row that follows a schedule admits its last
+            round alone.
     """
 
     student: str
@@ -65,7 +70,8 @@ def readiness(ws: Workspace, student: str) -> Readiness:
     accuracy = read_json(ws.evaluation(student, "validation"))["accuracy"]
     chance = chance_accuracy(ws)
     skill = (accuracy - chance) / (1 - chance) if chance < 1 else 0.0
-    return Readiness(student, skill >= ws.config.skip.ready_skill, accuracy, chance, skill)
+    limit = ws.config.skip.ready_skill
+    return Readiness(student, limit == 0 or skill >= limit, accuracy, chance, skill)
 
 
 def chance_accuracy(ws: Workspace) -> float:
@@ -86,18 +92,27 @@ def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     marks = {name: _marks(ws, name) for name in names}
     best = min(names, key=lambda n: (-scores[n]["accuracy"], scores[n]["generated_tokens"]))
     limit = ws.config.skip.accuracy_tolerance / 100
-    # Rounds are ranked among themselves by accuracy; a test says whether they are behind others.
-    least = max((scores[name]["accuracy"] for name in rounds), default=0.0) - limit
+    most = {skips: _most_accurate(scores, names, rounds, skips) for skips in (True, False)}
     found = []
     for name, score in scores.items():
         behind = paired_difference([marks[best]], [marks[name]]).interval
-        skips = name in rounds
-        admitted = behind[0] <= limit and (not skips or score["accuracy"] >= least)
+        skips, accuracy = name in rounds, score["accuracy"]
+        # Shares of questions: rounding must not decide.
+        admitted = accuracy >= most[skips] - limit - 1e-9
+        if skips:
+            admitted &= accuracy >= most[False] - max(limit, WHOLE_MARGIN) - 1e-9
         if method.skips == "schedule":
             admitted = name == names[-1]
-        accuracy, tokens = score["accuracy"], score["generated_tokens"]
-        found.append(Candidate(name, skips, accuracy, tokens, behind, admitted))
+        found.append(Candidate(name, skips, accuracy, score["generated_tokens"], behind, admitted))
     return found
+
+
+def _most_accurate(
+    scores: dict[str, Any], names: Sequence[str], rounds: Sequence[str], skips: bool
+) -> float:
+    """Returns the highest accuracy of the rounds, or of the others; 0 where there are none."""
+    own = [scores[name]["accuracy"] for name in names if (name in rounds) == skips]
+    return max(own, default=0.0)
 
 
 def _parent(ws: Workspace, method: Method) -> str:

@@ -43,7 +43,7 @@ class Method:
             more in every round, `like` what the matched row does, `marked` the same with a mark,
             `sampled` has the student write the rationales.
         ratify: in every other round the student confirms the judge's decisions, where configured.
-        may_decline: whether it waits until the student is ready to judge, and ends with the row
+        may_decline: whether it can wait until the student is ready to judge, and ends with the row
             `continued`, or its parent, where its own rounds are behind them.
         matches: the row whose number of skips per example it copies.
         mix_full: share of the full rationales that is added; None: as configured.
@@ -210,8 +210,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "STT",
-            "skip-thinking training: judge and student decide in turn, from when the student is "
-            "ready on; the best round is kept, or one that skips nothing",
+            "skip-thinking training: judge and student decide in turn; the best round is kept, or a "
+            "student that skips nothing",
             parent=PARENT,
             skips="judge",
             may_decline=True,
@@ -226,7 +226,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "STT-at-once",
-            "STT that begins at once, ready or not, and must end with one of its rounds",
+            "STT that always begins at once, and must end with one of its rounds",
             parent=PARENT,
             skips="judge",
             in_default=False,
