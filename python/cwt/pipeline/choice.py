@@ -17,8 +17,7 @@ from cwt.files import read_json, read_lines, write_json
 from cwt.pipeline.methods import CONTINUED, Method, parent_of, round_names
 from cwt.pipeline.workspace import Workspace
 
-
-# How far a round may be behind a student that skips nothing, which writes far more: share of questions.
+# How far a round may be behind a student that skips nothing and writes more: share of questions.
 WHOLE_MARGIN = 0.02
 
 

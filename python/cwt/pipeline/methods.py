@@ -210,8 +210,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "STT",
-            "skip-thinking training: judge and student decide in turn; the best round is kept, or a "
-            "student that skips nothing",
+            "skip-thinking training: judge and student decide in turn; the best round is kept, or "
+            "a student that skips nothing",
             parent=PARENT,
             skips="judge",
             may_decline=True,
