@@ -300,7 +300,7 @@ def rivals_table(found: Results) -> list[str]:
     return markdown_table(titles, rows)
 
 
-GENERATED_RIVALS = ("coin", "arithmetic")
+GENERATED_RIVALS = ("coin", "arithmetic", "objects", "stock")
 
 
 def generated_rivals(task: str) -> list[dict[str, Any]]:

@@ -187,15 +187,22 @@ template <typename kernel_t>
 int resident_clusters(kernel_t* kernel, int cluster, int threads, size_t shared_bytes) {
   const void* address = reinterpret_cast<const void*>(kernel);
   allow_shared_memory(address, shared_bytes);
-  if (cluster > 8)  // not every device can
-    check_cuda(cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-               "allowing large clusters");
+  const bool large = cluster > 8;  // which not every device can
+  if (large && cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+                   cudaSuccess) {
+    cudaGetLastError();  // asked and answered: it must not meet the next one who looks
+    return 0;
+  }
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = cluster_config(&attribute, cluster, dim3(unsigned(cluster)),
                                                    dim3(unsigned(threads)), shared_bytes, nullptr);
   int clusters = 0;
-  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, address, &config),
-             "asking for the occupancy of a kernel");
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, address, &config);
+  if (large && error != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  check_cuda(error, "asking for the occupancy of a kernel");
   return clusters;
 }
 
