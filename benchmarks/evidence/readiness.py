@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from cwt.evaluation.statistics import paired_difference
-from cwt.pipeline.choice import WHOLE_MARGIN
 
 Cell = tuple[str, int, int]  # task, budget in loss tokens, seed
 
@@ -84,7 +83,7 @@ def scored(folder: Path) -> dict[str, Any]:
             score = evaluate_student(ws, path.name, part)
             marks = [int(row["correct"]) for row in read_lines(ws.generations(path.name, part))]
             record[part] = {key: score[key] for key in ("accuracy", "generated_tokens")}
-            record[part]["marks"] = marks
+            record[part]["marks"] = "".join(map(str, marks))
         skips = ws.skips(path.name)
         record["judge"] = read_json(skips)["judge"] if skips.exists() else None
         students[path.name] = record
@@ -153,13 +152,14 @@ def two_points(cell: dict[str, Any], names: Sequence[str]) -> str:
         return whole
     best = strict(cell, rounds)
     own, other = (cell["students"][n]["validation"]["accuracy"] for n in (best, whole))
-    return whole if other - own > WHOLE_MARGIN + 1e-9 else best
+    return whole if other - own > 0.02 + 1e-9 else best
 
 
 def is_behind(cell: dict[str, Any], name: str, other: str) -> bool:
     """Whether the paired 95 % interval of the other's lead on validation questions is above 0."""
     marks = [
-        np.array(cell["students"][n]["validation"]["marks"], dtype=float) for n in (other, name)
+        np.array([float(mark) for mark in cell["students"][n]["validation"]["marks"]])
+        for n in (other, name)
     ]
     return paired_difference([marks[0]], [marks[1]]).interval[0] > 0
 
@@ -217,7 +217,7 @@ def rule_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
 def cell_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Returns one line a cell: test accuracy and tokens of every row, and the parent's signals.
 
-    STT is as it is now: it begins at once, and ends by the rule `two points`.
+    STT is as it is now: it begins at once, and ends by the rule `strict`.
     """
     lines = [
         "| task | budget | seed | skill on validation | answer known | sure | parent | continued "
@@ -226,10 +226,10 @@ def cell_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for c in cells:
         rounds = {m: skipping_rounds(c, m) for m in ("STT-at-once", "STT")}
-        chosen = two_points(c, [*rounds["STT-at-once"], *WHOLE])
+        chosen = strict(c, [*rounds["STT-at-once"], *WHOLE])
         names = (
             PARENT, CONTINUED, strict(c, rounds["STT-at-once"]),
-            two_points(c, [*rounds["STT"], *WHOLE]), chosen,
+            strict(c, [*rounds["STT"], *WHOLE]), chosen,
         )  # fmt: skip
         tests = [c["students"][name]["test"] for name in names]
         shown = [f"{100 * t['accuracy']:.1f} / {t['generated_tokens']:.0f}" for t in tests]

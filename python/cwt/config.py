@@ -115,9 +115,8 @@ class SkipConfig(SkipCriterion):
             this; before that it trains on whole rationales. Above 0, the accuracy of the most
             frequent answer, to 1, all right; 0: it begins at once.
         accuracy_tolerance: points of validation accuracy that STT may lose. It ends with the
-            round that writes the fewest tokens of those whose accuracy is within this of the best
-            round's, if it is within this, or 2 points if that is more, of the better of the row
-            `continued` and the parent; else with that one.
+            round that writes the fewest tokens of those whose accuracy is within this of the best,
+            the row `continued` and the parent included; else with the better of those two.
         matched_share: share of the middle units that every row with a matched number of skips
             leaves out; 0: as many of each example as STT.
         samples: rationales that the row shortest-correct samples of each question.

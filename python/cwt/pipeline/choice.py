@@ -17,9 +17,6 @@ from cwt.files import read_json, read_lines, write_json
 from cwt.pipeline.methods import CONTINUED, Method, parent_of, round_names
 from cwt.pipeline.workspace import Workspace
 
-# How far a round may be behind a student that skips nothing and writes more: share of questions.
-WHOLE_MARGIN = 0.02
-
 
 @dataclass(frozen=True)
 class Readiness:
@@ -50,10 +47,8 @@ class Candidate:
         accuracy: share of validation questions that it answers right.
         generated_tokens: mean per validation question.
         behind: 95 % interval of the best candidate's accuracy minus its own, paired by question.
-        admitted: whether no other of its kind (rounds, or those that skip nothing) is more accurate
-            by more than skip.accuracy_tolerance; for a round, also whether none that skips nothing
-            is by more than that and WHOLE_MARGIN. A row that follows a schedule admits its last
-            round alone.
+        admitted: whether no candidate is more accurate by more than skip.accuracy_tolerance. A row
+            that follows a schedule admits its last round alone.
     """
 
     student: str
@@ -90,28 +85,15 @@ def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     scores = {name: read_json(ws.evaluation(name, "validation")) for name in names}
     marks = {name: _marks(ws, name) for name in names}
     best = min(names, key=lambda n: (-scores[n]["accuracy"], scores[n]["generated_tokens"]))
-    limit = ws.config.skip.accuracy_tolerance / 100
-    most = {skips: _most_accurate(scores, names, rounds, skips) for skips in (True, False)}
+    # Shares of questions: rounding must not decide.
+    least = scores[best]["accuracy"] - ws.config.skip.accuracy_tolerance / 100 - 1e-9
     found = []
     for name, score in scores.items():
         behind = paired_difference([marks[best]], [marks[name]]).interval
-        skips, accuracy = name in rounds, score["accuracy"]
-        # Shares of questions: rounding must not decide.
-        admitted = accuracy >= most[skips] - limit - 1e-9
-        if skips:
-            admitted &= accuracy >= most[False] - max(limit, WHOLE_MARGIN) - 1e-9
-        if method.skips == "schedule":
-            admitted = name == names[-1]
-        found.append(Candidate(name, skips, accuracy, score["generated_tokens"], behind, admitted))
+        accuracy, tokens = score["accuracy"], score["generated_tokens"]
+        admitted = name == names[-1] if method.skips == "schedule" else accuracy >= least
+        found.append(Candidate(name, name in rounds, accuracy, tokens, behind, admitted))
     return found
-
-
-def _most_accurate(
-    scores: dict[str, Any], names: Sequence[str], rounds: Sequence[str], skips: bool
-) -> float:
-    """Returns the highest accuracy of the rounds, or of the others; 0 where there are none."""
-    own = [scores[name]["accuracy"] for name in names if (name in rounds) == skips]
-    return max(own, default=0.0)
 
 
 def _parent(ws: Workspace, method: Method) -> str:
