@@ -114,14 +114,14 @@ start.acquire()
 def open_the_page():
     start.acquire()
     pages.protect(size - PAGE, size, closed=False)
-    print("opened")
+    sys.stdout.write("opened\\n")  # whole: another thread may print between parts
 
 sys.setswitchinterval(1e6)  # the GIL changes hands only where its holder blocks or releases it
 thread = threading.Thread(target=open_the_page)
 thread.start()
 start.release()
 found = {call}
-print("found")
+sys.stdout.write("found\\n")
 thread.join()
 assert found.boundaries.tolist() == want
 """
