@@ -136,23 +136,23 @@ def paired(cell: dict[str, Any], names: Sequence[str]) -> str:
 
 def paired_with_whole(cell: dict[str, Any], names: Sequence[str]) -> str:
     """The best round by `strict`, unless a paired test puts it behind one that skips nothing."""
-    rounds = [name for name in names if name not in WHOLE]
-    whole = strict(cell, [name for name in names if name in WHOLE])
-    if not rounds:
-        return whole
-    best = strict(cell, rounds)
-    return whole if any(is_behind(cell, best, name) for name in WHOLE) else best
+    return best_round(cell, names, lambda r: any(is_behind(cell, r, name) for name in WHOLE))
 
 
 def two_points(cell: dict[str, Any], names: Sequence[str]) -> str:
     """The best round by `strict`, unless one that skips nothing is over 2 points more accurate."""
+    accuracy = {name: cell["students"][name]["validation"]["accuracy"] for name in names}
+    limit = max(accuracy[name] for name in names if name in WHOLE) - 0.02 - 1e-9
+    return best_round(cell, names, lambda r: accuracy[r] < limit)
+
+
+def best_round(cell: dict[str, Any], names: Sequence[str], refused: Callable[[str], bool]) -> str:
+    """The best round by `strict`; where it is refused, the best student that skips nothing."""
     rounds = [name for name in names if name not in WHOLE]
-    whole = strict(cell, [name for name in names if name in WHOLE])
-    if not rounds:
-        return whole
-    best = strict(cell, rounds)
-    own, other = (cell["students"][n]["validation"]["accuracy"] for n in (best, whole))
-    return whole if other - own > 0.02 + 1e-9 else best
+    best = strict(cell, rounds) if rounds else None
+    if best is not None and not refused(best):
+        return best
+    return strict(cell, [name for name in names if name in WHOLE])
 
 
 def is_behind(cell: dict[str, Any], name: str, other: str) -> bool:

@@ -1,5 +1,4 @@
-// Blocks, clusters and threads of a launch, who runs next, and the rules of barriers and warp
-// collectives.
+// Who of a launch runs next, and the rules of barriers, warp collectives and asynchronous copies.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,99 +11,15 @@
 #include <functional>
 #include <memory>
 #include <random>
-#include <source_location>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "fiber.h"
+#include "parts.h"
 
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 namespace simt {
-
-using Where = std::source_location;
-
-struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-enum class Op : uint8_t { kBarrier, kClusterBarrier, kWarpBarrier, kShuffle, kBallot, kMatch };
-enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kAtArrival, kDone };
-
-// What a thread brings to a barrier or warp collective.
-struct Call {
-  Op op;
-  Where where;
-  unsigned mask = 0;
-  uint64_t value = 0;
-  int source = 0;
-};
-
-constexpr size_t kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
-
-struct Block;
-
-struct Thread {
-  Context context;
-  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
-  Block* block = nullptr;
-  unsigned rank = 0;
-  uint3 index = {};
-  State state = State::kReady;
-  Call call = {};
-  uint64_t result = 0;
-  void* fiber = nullptr;  // ThreadSanitizer's
-};
-
-struct SharedArray {
-  Where where;
-  void* data;
-};
-
-// A copy to shared memory that nobody has waited for yet.
-struct Copy {
-  void* to;
-  const void* from;
-  size_t bytes;
-  bool shared_pack;  // holds numbers of others too, who may be writing them
-};
-
-// What the threads of a block wait at until copies are there (mbarrier).
-struct Arrival {
-  const void* place;
-  int arrivals, left;               // of a round, of them to come
-  int64_t announced = 0, sent = 0;  // bytes
-  unsigned round = 0;
-  std::vector<Copy> copies;
-  std::vector<Thread*> waiting;
-  char token[2] = {};  // see Block
-};
-
-// Blocks that run together. A block that has ended is null.
-struct Cluster {
-  std::vector<Block*> blocks;
-  unsigned alive = 0, waiting = 0;  // threads of all its blocks
-  unsigned round = 0;
-  char token[2] = {};  // see Block
-};
-
-struct Block {
-  uint3 index = {};
-  std::shared_ptr<Cluster> cluster;
-  unsigned rank = 0;
-  std::vector<std::unique_ptr<Thread>> threads;
-  std::vector<SharedArray> arrays;
-  std::vector<std::unique_ptr<Arrival>> arrivals;
-  size_t static_bytes = 0;
-  void* dynamic = nullptr;
-  unsigned alive = 0, waiting = 0;  // threads not yet exited, of them at a barrier
-  // Happens-before edges: one token for even, one for odd rounds, so that a thread that is already
-  // at the next barrier lends nothing to one that is still leaving this one.
-  unsigned round = 0, warp_round[32] = {};
-  char token[2] = {}, warp_token[32][2] = {};
-};
 
 inline bool same_place(const Where& a, const Where& b) {
   return a.line() == b.line() && a.column() == b.column() &&
@@ -224,12 +139,6 @@ class Machine {
   template <typename value_t>
   void tell_rank(value_t* to, int rank, const value_t& v, void* place) {
     value_t* there = static_cast<value_t*>(at_rank(to, rank));
-    {
-      const Quiet quiet;
-      Arrival& a = arrival_at(at_rank(place, rank), *current_->block->cluster->blocks[rank]);
-      SIMT_TSAN(__tsan_release(&a.token[a.round % 2]));
-      (void)a;
-    }
     *there = v;
     const Quiet quiet;
     Arrival& a = arrival_at(at_rank(place, rank), *current_->block->cluster->blocks[rank]);

@@ -135,26 +135,18 @@ __device__ __forceinline__ void tell_rank(float4* to, int rank, const float4& v,
 
 // Waits for the end of a use; parity: that of the number of uses before it. What other blocks told
 // can be read after wait_for_cluster only.
-__device__ __forceinline__ void wait_for(Arrival* at, int parity) {
-  uint32_t done = 0;
-  while (done == 0)
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-        "selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(shared_address(at)), "r"(parity)
-        : "memory");
-}
+#define CWT_WAIT(semantics)                                            \
+  for (uint32_t done = 0; done == 0;)                                  \
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity" semantics    \
+               ".shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" \
+               : "=r"(done)                                            \
+               : "r"(shared_address(at)), "r"(parity)                  \
+               : "memory")
+__device__ __forceinline__ void wait_for(Arrival* at, int parity) { CWT_WAIT(""); }
 __device__ __forceinline__ void wait_for_cluster(Arrival* at, int parity) {
-  uint32_t done = 0;
-  while (done == 0)
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
-        "selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(shared_address(at)), "r"(parity)
-        : "memory");
+  CWT_WAIT(".acquire.cluster");
 }
+#undef CWT_WAIT
 
 #endif
 

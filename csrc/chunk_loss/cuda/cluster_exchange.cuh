@@ -8,9 +8,6 @@
 
 namespace cwt {
 
-constexpr int kPortableCluster = 8;  // blocks, on every device with clusters
-constexpr int kMaxCluster = 16;
-
 // How a row is divided among the blocks of a cluster.
 struct ClusterShape {
   int cluster;  // blocks
@@ -56,6 +53,9 @@ __device__ __forceinline__ float2 add_rest(const float4* partials, int count, fl
 // negative: there is none.
 struct Turn {
   int value;
+
+  // That of the first row of a cluster; t < 0: there is none.
+  static __device__ __forceinline__ Turn first(int t) { return {t < 0 ? -1 : 4 * t}; }
   __device__ __forceinline__ bool exists() const { return value >= 0; }
   __device__ __forceinline__ int t() const { return value >> 2; }
   // Whose turn it is of what is there twice, and how often that was used before, modulo 2.

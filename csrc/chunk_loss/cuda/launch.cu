@@ -219,12 +219,11 @@ void launch_rows_of(ChunkLossArgs a, bool keep, const DeviceLimits& device, cuda
     launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device,
                                              stream);  // speed is no aim of float64
   } else {
-    if (o.label_smoothing > 0 || o.softcap > 0)
-      launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
-    else if (gradient && aligned && a.layout.vocab_stride == 1 &&
-             launch_cluster_rows<scalar_t>(a, device, stream))
+    const bool plain = o.label_smoothing == 0 && o.softcap == 0;
+    if (plain && gradient && aligned && a.layout.vocab_stride == 1 &&
+        launch_cluster_rows<scalar_t>(a, device, stream))
       return;
-    else if (o.z_loss > 0)
+    if (!plain || o.z_loss > 0)
       launch_rows<scalar_t, RowMode::kGeneral>(a, gradient, device, stream);
     else if (gradient)
       launch_rows<scalar_t, RowMode::kGradient>(a, gradient, device, stream);

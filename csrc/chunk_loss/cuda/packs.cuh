@@ -67,16 +67,6 @@ __device__ __forceinline__ Bits128 narrow_pack(const acc_t (&x)[kSize]) {
   return bits;
 }
 
-// Replaces number k of a pack.
-template <typename scalar_t>
-__device__ __forceinline__ void replace(Bits128& bits, int k, scalar_t value) {
-  Pack<scalar_t> pack = unpack<scalar_t>(bits);
-#pragma unroll
-  for (int i = 0; i < Pack<scalar_t>::kSize; ++i)
-    if (i == k) pack.value[i] = value;
-  bits = bits_of(pack);
-}
-
 // The largest number of some packs, ignoring NaN; -inf where there is no other.
 template <typename scalar_t>
 class LargestOf {

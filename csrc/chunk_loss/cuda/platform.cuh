@@ -33,6 +33,8 @@ namespace cwt {
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kMaxWarps = 32;
+constexpr int kPortableCluster = 8;  // blocks, on every device with clusters
+constexpr int kMaxCluster = 16;
 
 // 16 bytes, moved as one transaction.
 struct alignas(16) Bits128 {
@@ -187,19 +189,17 @@ template <typename kernel_t>
 int resident_clusters(kernel_t* kernel, int cluster, int threads, size_t shared_bytes) {
   const void* address = reinterpret_cast<const void*>(kernel);
   allow_shared_memory(address, shared_bytes);
-  const bool large = cluster > 8;  // which not every device can
-  if (large && cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
-                   cudaSuccess) {
-    cudaGetLastError();  // asked and answered: it must not meet the next one who looks
-    return 0;
-  }
+  const bool large = cluster > kPortableCluster;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = cluster_config(&attribute, cluster, dim3(unsigned(cluster)),
                                                    dim3(unsigned(threads)), shared_bytes, nullptr);
   int clusters = 0;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, address, &config);
+  cudaError_t error = cudaSuccess;
+  if (large)
+    error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, address, &config);
   if (large && error != cudaSuccess) {
-    cudaGetLastError();
+    cudaGetLastError();  // asked and answered: it must not meet the next one who looks
     return 0;
   }
   check_cuda(error, "asking for the occupancy of a kernel");

@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   CWT_SHARED(int, queued, 2);
   const int work = static_cast<int>(a.counters[kWorkRows]);
   const int first = blockIdx.x / shape.cluster;
-  Turn row{first < work ? 4 * static_cast<int>(a.rows[first]) : -1};
+  Turn row = Turn::first(first < work ? static_cast<int>(a.rows[first]) : -1);
   Queue queue(a, shape, queued, work);
   const Coming incoming(a, shape, memory, numbers[0]);
   const auto leads = [&] {
