@@ -19,7 +19,7 @@ from cwt.files import read_json
 from cwt.students.causal import CausalStudent
 from page_figure import Point
 from real_cell import Cell, Settings
-from real_numbers import Results
+from real_numbers import Results, load, stt_ends_with
 
 
 @pytest.fixture
@@ -100,6 +100,31 @@ def test_a_cell_trains_its_rows_keeps_the_parent_and_does_nothing_twice(settings
     assert capsys.readouterr().out == ""
 
 
+def test_stt_does_not_train_the_rounds_of_stt_at_once_again(settings):
+    real_cell.run_cell(Cell("rows", "nuts", 0, 1e-3, ("STT-at-once", "STT")), settings)
+    out = settings.work / "nuts-0"
+    rounds = sorted(out.glob("students/STT-at-once-round-*/train.json"))
+    assert len(rounds) == 4
+    for path in rounds:
+        name = path.parent.name.replace("-at-once", "")
+        assert path.samefile(path.parent.with_name(name) / "train.json")
+    (run,) = real_collect.collect([settings.work])["runs"]
+    rows = {row["name"]: row for row in run["rows"]}
+    ended = stt_ends_with(run)
+    assert ended == run["choices"]["STT"]["student"]
+    same = rows.get(ended, rows["STT-at-once"])
+    assert (rows["STT"]["right"], rows["STT"]["tokens"]) == (same["right"], same["tokens"])
+    # What the page computes for runs that did not ask for STT is what such a run gives.
+    without = {**run, "rows": [row for row in run["rows"] if row["name"] != "STT"], "choices": {}}
+    path = settings.work / "results.json"
+    path.write_text(json.dumps({"runs": [without]}))
+    found = load(path)
+    assert found.found["runs"][0]["ended_with"].replace("-at-once", "") == ended
+    computed = found.rows["nuts", 0, "STT"]
+    for key in ("right", "total_loss_tokens", "total_processed_tokens", "skip_seconds"):
+        assert computed[key] == pytest.approx(rows["STT"][key]), key
+
+
 def test_long_training_processes_as_many_tokens_as_cwt(settings):
     real_cell.run_cell(Cell("rows", "nuts", 0, 1e-3, ("FTT", "CWT")), settings)
     real_cell.run_cell(Cell("long", "nuts", 0, 1e-3, ("FTT",)), settings)
@@ -115,7 +140,7 @@ def test_long_training_processes_as_many_tokens_as_cwt(settings):
     assert "nuts-0/evals/CWT.jsonl" in names
     assert "nuts-0-long/report.json" in names
     assert not [name for name in names if name.endswith(".safetensors")]
-    found = real_collect.collect(settings.work)
+    found = real_collect.collect([settings.work])
     rows = {(run["long"], row["name"]): row for run in found["runs"] for row in run["rows"]}
     assert set(rows) == {(False, "FTT"), (False, "CWT"), (True, "FTT-long")}
     for row in rows.values():
@@ -163,6 +188,25 @@ def test_the_sign_is_that_no_earlier_sentence_holds_the_answer():
     assert not real_collect.underived(example)
     assert real_collect.underived(example.keeping(frozenset({0, 2, 3})))
     assert not real_collect.underived(example.keeping(frozenset({0, 1, 3})))
+
+
+def test_stt_ends_with_the_best_on_validation_and_with_a_round_of_equals():
+    def run(rounds, **validation):
+        names = [f"STT-at-once-round-{i + 1}" for i in range(len(rounds))]
+        found = [
+            {"name": name, "accuracy": accuracy, "generated_tokens": tokens}
+            for name, (accuracy, tokens) in zip(names, rounds, strict=True)
+        ]
+        scores = dict(zip(names, [accuracy for accuracy, _ in rounds], strict=True))
+        rows = [{"name": name} for name in ("FTT", "continued", "STT-at-once")]
+        return {"rows": rows, "rounds": found, "validation": scores | validation}
+
+    three = [(0.5, 80), (0.6, 70), (0.6, 60)]
+    assert stt_ends_with(run(three, continued=0.6, FTT=0.1)) == "STT-at-once-round-3"
+    assert stt_ends_with(run(three, continued=0.7, FTT=0.1)) == "continued"
+    assert stt_ends_with(run(three, continued=0.7, FTT=0.8)) == "FTT"
+    assert stt_ends_with(run(three, continued=0.1)) == "STT-at-once-round-3"
+    assert stt_ends_with(run(three, FTT=0.9)) is None
 
 
 def results():

@@ -110,7 +110,9 @@ def differences_table(found: Results, pairs: Sequence[tuple[str, str]] = PAIRS) 
 
 
 def costs_table(found: Results) -> list[str]:
-    """Returns what a row costs, the mean over tasks and seeds, all that was trained counted."""
+    """Returns what a row costs on the GPU, the mean over tasks and seeds, all training counted."""
+    on_gpu = [run for run in found.found["runs"] if not run["config"]["cpu"]]
+    found = Results({**found.found, "runs": on_gpu})
     keys = ("total_optimizer_steps", "total_loss_tokens", "total_processed_tokens")
     rows = []
     for name in found.names:
@@ -136,25 +138,20 @@ def skips_table(found: Results) -> list[str]:
         key = (run["task"], run["seed"])
         if run["long"] or (*key, AT_ONCE) not in found.rows:
             continue
-        at_once, choice = found.rows[(*key, AT_ONCE)], run["choices"].get("STT")
-        parent = run["validation"].get("FTT")
-        skill = choice["readiness"][0]["skill"] if choice and choice["readiness"] else None
-        stt = "-"
-        if choice:
-            stt = choice["student"].removeprefix("STT-")
+        at_once, parent = found.rows[(*key, AT_ONCE)], run["validation"].get("FTT")
+        ended = (run["ended_with"] or "-").replace(AT_ONCE, "STT").removeprefix("STT-")
         rows.append(
             [
                 TASKS[run["task"]],
                 str(run["seed"]),
                 _percent(parent),
-                "-" if skill is None else f"{skill:.2f}",
                 _percent(at_once["skipped_share"]),
                 _percent(run["left_out"]["sign"] / run["left_out"]["rationales"]),
                 *(_cell(found, key, name) for name in ("FTT", "continued", AT_ONCE, "STT")),
-                stt,
+                "the parent" if ended == "FTT" else ended,
             ]
         )
-    titles = ["task", "seed", "parent on validation %", "skill", "skipped by STT-at-once %",
+    titles = ["task", "seed", "parent on validation %", "skipped by STT-at-once %",
               "with the sign %", "`FTT` %, tokens", "`continued`", "`STT-at-once`", "`STT`",
               "STT ends with"]  # fmt: skip
     return markdown_table(titles, rows)

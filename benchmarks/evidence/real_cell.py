@@ -1,6 +1,7 @@
 """One cell of the matrix of real.py: a task and a seed, some rows of the table, in one process."""
 
 import gc
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -145,11 +146,32 @@ def run_cell(cell: Cell, settings: Settings) -> None:
         for name in in_order(cell.rows, ws.config):
             if not ws.method(name).exists():
                 with _timed(ws, name):
+                    if name == "STT":
+                        take_over_rounds(ws)
                     run_method(ws, name)
                     if name == "continued":  # STT compares itself with it, on these questions
                         evaluate_student(ws, name, "validation")
             forget_weights(ws, name, but=PARENT if cell.kind == "rows" else "")
             write_report(ws)
+
+
+def take_over_rounds(ws: Workspace) -> None:
+    """Gives the rounds of STT-at-once to STT, which would train the same, unless STT has to wait.
+
+    The two differ in what they may end with. Their files are the same ones on the disk.
+    """
+    if ws.config.skip.ready_skill or not ws.method(AT_ONCE).exists():
+        return
+    for path in [
+        path
+        for room in ("students", "skips", "evals")
+        for path in ws.out.glob(f"{room}/{AT_ONCE}-round-*")
+    ]:
+        target = path.with_name(path.name.replace(AT_ONCE, "STT"))
+        if path.is_dir():
+            shutil.copytree(path, target, copy_function=os.link, dirs_exist_ok=True)
+        elif not target.exists():
+            os.link(path, target)
 
 
 def is_done(cell: Cell, settings: Settings) -> bool:

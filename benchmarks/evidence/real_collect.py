@@ -1,9 +1,10 @@
 """Gathers what real.py packed into real/results.json and real/examples.md.
 
-    python benchmarks/evidence/real_collect.py FOLDER   # of *.tar.gz, or of the runs themselves
+    python benchmarks/evidence/real_collect.py FOLDER ...   # of *.tar.gz, or of the runs themselves
 
 results.json has every row with its costs, and for every question whether it was answered right and
-in how many tokens; real_page.py needs nothing else.
+in how many tokens; page.py needs nothing else. Of several folders the first that has learning rates
+tells them.
 """
 
 import re
@@ -30,19 +31,20 @@ KEYS = (
 )  # fmt: skip
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Returns the contents of results.json, from the runs in a folder."""
-    runs = [_run(ws, task, seed, long) for ws, task, seed, long in _workspaces(folder)]
+def collect(folders: Sequence[Path]) -> dict[str, Any]:
+    """Returns the contents of results.json, from the runs in some folders."""
+    runs = [_run(ws, task, seed, long) for ws, task, seed, long in _workspaces(folders)]
     found: dict[str, Any] = {"runs": [run for run in runs if run["rows"]]}
     for name in ("check", "learning_rate"):
-        path = folder / f"{name}.json"
-        found[name] = read_json(path) if path.exists() else None
+        paths = [path for folder in folders if (path := folder / f"{name}.json").exists()]
+        found[name] = read_json(paths[0]) if paths else None
     return found
 
 
-def _workspaces(folder: Path) -> Iterator[tuple[Workspace, str, int, bool]]:
+def _workspaces(folders: Sequence[Path]) -> Iterator[tuple[Workspace, str, int, bool]]:
     """Yields every run with its task, its seed and whether it is one of long training."""
-    for path in sorted(folder.glob("*-[0-9]*")):
+    paths = [path for folder in folders for path in folder.glob("*-[0-9]*")]
+    for path in sorted(paths, key=lambda path: path.name):
         config = saved_config(path)
         if config is not None and any(path.glob("methods/*.json")):
             ws = Workspace(config, path)
@@ -75,7 +77,7 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "task": task,
         "seed": seed,
         "long": long,
-        "config": {k: config[k] for k in ("train", "skip", "eval", "chunk")},
+        "config": {k: config[k] for k in ("dtype", "cpu", "train", "skip", "eval", "chunk")},
         "data": data,
         "tokens_per_epoch": read_json(ws.chunks_record)["tokens_per_epoch"],
         "chunks": report["chunking"],
@@ -127,7 +129,7 @@ def _left_out(ws: Workspace) -> dict[str, int] | None:
     }
 
 
-def examples_page(folder: Path) -> str:
+def examples_page(folders: Sequence[Path]) -> str:
     """Returns ten examples a task of what a student left out, those with a warning sign last."""
     lines = [
         "# What was left out of real rationales",
@@ -139,7 +141,7 @@ def examples_page(folder: Path) -> str:
         "answer any more. The teacher is text-davinci-002, with its mistakes of wording.",
     ]
     seen: set[str] = set()
-    for ws, task, _, long in _workspaces(folder):
+    for ws, task, _, long in _workspaces(folders):
         shorter = _shortened(ws)
         if task in seen or long or shorter is None:
             continue
@@ -180,17 +182,24 @@ def underived(example: Example) -> bool:
 
 
 def main() -> None:
-    """Writes the files of the folder on the command line."""
-    folder = Path(sys.argv[1])
+    """Writes the files of the folders on the command line."""
     prepare_methods()
     with tempfile.TemporaryDirectory() as temporary:
-        packed = sorted(folder.glob("*.tar.gz"))
-        for path in packed:
-            with tarfile.open(path) as tar:
-                tar.extractall(temporary, filter="data")
-        runs = Path(temporary) if packed else folder
-        write_json(REAL / "results.json", collect(runs))
-        write_text(REAL / "examples.md", examples_page(runs))
+        folders = [_unpacked(Path(name), Path(temporary)) for name in sys.argv[1:]]
+        write_json(REAL / "results.json", collect(folders))
+        write_text(REAL / "examples.md", examples_page(folders))
+
+
+def _unpacked(folder: Path, temporary: Path) -> Path:
+    """Returns a folder of runs: the folder itself, or where its packed runs now are."""
+    packed = sorted(folder.glob("*.tar.gz"))
+    if not packed:
+        return folder
+    target = Path(tempfile.mkdtemp(dir=temporary))
+    for path in packed:
+        with tarfile.open(path) as tar:
+            tar.extractall(target, filter="data")
+    return target
 
 
 if __name__ == "__main__":

@@ -132,5 +132,38 @@ def _mean(tasks: Sequence[Sequence[np.ndarray]]) -> Mean:
 
 
 def load(path: Path = REAL / "results.json") -> Results:
-    """Returns the figures of a file."""
-    return Results(read_json(path))
+    """Returns the figures of a file, with the row STT where it follows from other rows."""
+    found = read_json(path)
+    for run in found["runs"]:
+        run["ended_with"] = ended = stt_ends_with(run)
+        rows = {row["name"]: row for row in run["rows"]}
+        if ended is None or "STT" in rows:
+            continue
+        row = rows.get(ended, rows["STT-at-once"])
+        # Its rounds come from the parent, and so does `continued`, which it compares itself with.
+        own = {
+            key: rows["STT-at-once"][key] + rows["continued"][key] - rows["FTT"][key]
+            for key in row
+            if key.startswith("total_")
+        }
+        own["skip_seconds"] = rows["STT-at-once"]["skip_seconds"]
+        run["rows"].append({**row, **own, "name": "STT"})
+    return Results(found)
+
+
+def stt_ends_with(run: dict[str, Any]) -> str | None:
+    """Returns what skip-thinking training (STT) ends with in a run; None where that is not known.
+
+    STT trains the rounds of STT-at-once; it ends with the best validation accuracy among them,
+    `continued` and the parent. Where the run did not ask for STT, that is computed here. A student
+    whose validation accuracy is not known cannot win.
+    """
+    if any(row["name"] == "STT" for row in run["rows"]):
+        return str(run["choices"]["STT"]["student"])
+    validation = run["validation"]
+    rounds, names = run["rounds"], {row["name"] for row in run["rows"]}
+    if not {"STT-at-once", "continued"} <= names or "continued" not in validation:
+        return None
+    best = min(rounds, key=lambda r: (-r["accuracy"], r["generated_tokens"]))["name"]
+    whole = max(("continued", "FTT"), key=lambda name: validation.get(name, 0.0))
+    return best if validation[best] >= validation[whole] else whole

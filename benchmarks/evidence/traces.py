@@ -1,19 +1,19 @@
-"""Does the judge cut checks and detours of long think traces, and leave the search alone?
+"""What does skip-thinking training (STT) leave out of long think traces, and at what cost?
 
-A generator writes traces as reasoning models do: a search with dead ends and going back, checks of
-single steps, reminders. The question: some of the numbers add up to a goal; which one completes it?
+A generator writes traces as reasoning models do: it follows six to nine gifts, takes a wrong one up
+and goes back, makes sums that a check finds wrong, checks right ones, reminds itself. The question
+is that of the generated task `arithmetic`.
 
     python benchmarks/evidence/traces.py --out runs/traces
 
-Writes train.jsonl and test.jsonl (question, rationale, answer) into --out, trains a parent on them,
-and prints what the forward judge leaves out of some training traces, by kind, and what that took;
-traces.json has the same.
+Writes train.jsonl and test.jsonl (question, rationale, answer) into --out, runs the rows of METHODS
+on them, and collects what every row and every round of STT left out, by kind, and what deciding
+took, in traces.json. The page traces.md beside this file is made from it by page.py.
 """
 
 import argparse
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,80 +22,87 @@ from typing import Any
 import numpy as np
 from cwt.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from cwt.data.example import Example
-from cwt.files import write_json, write_lines
+from cwt.data.tasks import ITEMS, NAMES
+from cwt.files import read_json, read_lines, write_json, write_lines
 from cwt.pipeline.run import run
 from cwt.pipeline.workspace import Workspace
-from cwt.skipping.criterion import SkipCriterion
-from cwt.skipping.judge import find_skips
-from cwt.skipping.search import search_cost
-from cwt.students.load import load_student
 
-PARENT = "FTT-small-batch"
-NUMBERS, TAKEN, MOST = 6, 3, 30  # numbers of a question, those of them in the goal, the largest
-UNITS = (12, 60)  # sentences of a trace, at least and at most
-SIZES = (2000, 300)  # training traces, test questions
-# The kinds of sentences: a regular expression of how each begins.
+METHODS = "answer-only,FTT-small-batch,continued,STT,STT-at-once,random-skips"
+STEPS = (6, 9)  # gifts of a question, at least and at most
+LARGEST = 49  # of all numbers
+SIZES = (700, 300)  # training traces, a seventh of them for validation; test questions
+
+# The kinds of sentences: a regular expression of how each begins. Sums are told apart by whether
+# they are right; a right one that follows "Maybe" belongs to a detour.
 KINDS = {
-    "step": r"(Take|Start)",
-    "dead end": r"Try",
-    "going back": r"Give back",
-    "check": r"Check",
+    "start": r"At the start",
+    "sum": r"With",
+    "check that holds": r"Check: .*, good\.",
+    "check that fails": r"(Check|That is wrong)",
+    "detour": r"(Maybe|No, )",
     "reminder": r"(Wait|Hmm)",
     "conclusion": r"So ",
 }
+RIGHT, WRONG = "right sum", "wrong sum"
+KEPT = (  # of a row of the report
+    "name", "accuracy", "generated_tokens", "skipped_share", "total_loss_tokens",
+    "total_train_seconds", "skip_seconds", "choice",
+)  # fmt: skip
+NEEDED = ("start", RIGHT, "conclusion")
+_SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 
 
-def search(numbers: list[int], goal: int, rng: random.Random) -> Iterator[str]:
-    """Yields the sentences of a depth-first search for numbers that add up to a goal."""
-    taken: list[int] = []  # places
-
-    def left() -> int:
-        return goal - sum(numbers[i] for i in taken)
-
-    def visit(first: int) -> Iterator[str]:
-        for i in range(first, len(numbers)):
-            n, before = numbers[i], left()
-            if n > before:
-                yield f"Try {n}, more than {before}."
-                continue
-            taken.append(i)
-            yield f"Take {n}, {left()} is left."
-            if rng.random() < 0.5:
-                yield f"Check {before} - {n} = {left()}."
-            if left() == 0:
-                return
-            if rng.random() < 0.2:
-                yield rng.choice((f"Wait, the goal is {goal}.", "Hmm, let me think.", "Wait."))
-            yield from visit(i + 1)
-            if left() == 0:
-                return
-            taken.pop()
-            yield f"Give back {n}, {left()} is left."
-
-    yield f"Start with {goal}."
-    yield from visit(0)
-    words = " + ".join(str(numbers[i]) for i in taken)
-    yield f"So {words} = {goal}."
-    yield f"The answer is {numbers[taken[-1]]}."
+def think(events: Sequence[tuple[str, int]], value: int, rng: random.Random) -> Iterator[str]:
+    """Yields the sentences of a trace that follows gifts (who, how many more), after the first."""
+    for i, (name, amount) in enumerate(events):
+        sign, back = ("+", "-") if amount > 0 else ("-", "+")
+        size, after = abs(amount), value + amount
+        if i + 1 < len(events) and rng.random() < 0.2:
+            other, more = events[i + 1]
+            if 0 < value + more <= LARGEST:
+                sum_ = f"{value} {'+' if more > 0 else '-'} {abs(more)} = {value + more}"
+                yield f"Maybe {other} is next, {sum_}."
+                yield f"No, {name} is next, back to {value}."
+        if rng.random() < 0.2:
+            wrong = after + rng.choice((-1, 1))
+            was = wrong - amount
+            yield f"With {name}, {value} {sign} {size} = {wrong}."
+            yield f"Check: {wrong} {back} {size} = {was}, not {value}."
+            yield "That is wrong, once more."
+        yield f"With {name}, {value} {sign} {size} = {after}."
+        if rng.random() < 0.5:
+            yield f"Check: {after} {back} {size} = {value}, good."
+        if rng.random() < 0.2:
+            yield rng.choice(("Wait, let me read it again.", "Hmm, let me think.", "Wait."))
+        value = after
 
 
 def trace(rng: random.Random) -> dict[str, str]:
     """Returns a question with its trace and answer."""
-    while True:
-        numbers = rng.sample(range(2, MOST + 1), NUMBERS)
-        goal = sum(rng.sample(numbers, TAKEN))
-        *thought, said = search(numbers, goal, rng)
-        if UNITS[0] <= len(thought) + 1 <= UNITS[1]:
-            listed = ", ".join(map(str, numbers))
-            return {
-                "question": f"Which of {listed} add up to {goal}?",
-                "rationale": f"<think>{' '.join(thought)}</think> {said}",
-                "answer": said.split()[-1].rstrip("."),
-            }
+    steps = rng.randint(*STEPS)
+    hero, *others = rng.sample(NAMES, steps + 1)
+    item, first = rng.choice(ITEMS), rng.randint(5, 30)
+    question, events, value = [f"{hero} has {first} {item}."], [], first
+    for other in others:
+        amount = rng.randint(1, 9) * rng.choice((-1, 1))
+        if not 1 < value + amount < LARGEST:
+            amount = -amount
+        value += amount
+        events.append((other, amount))
+        said = f"gives {amount} more" if amount > 0 else f"takes {-amount} away"
+        question.append(f"{other} {said}.")
+    question.append(f"How many {item} does {hero} have?")
+    thought = [f"At the start {hero} has {first} {item}.", *think(events, first, rng)]
+    thought.append(f"So {hero} has {value} {item} in the end.")
+    return {
+        "question": " ".join(question),
+        "rationale": f"<think>{' '.join(thought)}</think> The answer is {value}",
+        "answer": str(value),
+    }
 
 
 def make(out: Path, seed: int) -> None:
-    """Writes train.jsonl and test.jsonl."""
+    """Writes train.jsonl and test.jsonl; no question stands in both."""
     rng, known = random.Random(seed), set()
     for name, size in zip(("train", "test"), SIZES, strict=True):
         rows: list[dict[str, str]] = []
@@ -110,46 +117,75 @@ def make(out: Path, seed: int) -> None:
 def kind_of(unit: str) -> str:
     """Returns the kind of a sentence."""
     text = unit.replace("<think>", "").strip()
-    return next((kind for kind, begin in KINDS.items() if re.match(begin, text)), "answer")
+    kind = next((kind for kind, begin in KINDS.items() if re.match(begin, text)), "answer")
+    if kind != "sum":
+        return kind
+    found = _SUM.search(text)
+    assert found is not None, text
+    a, b, c = (int(found[i]) for i in (1, 3, 4))
+    return RIGHT if (a + b if found[2] == "+" else a - b) == c else WRONG
 
 
-def left_out(shortened: Sequence[Example]) -> dict[str, dict[str, int]]:
-    """Returns of each kind how many sentences there are, and how many were left out."""
+def left_out(examples: Sequence[Example]) -> dict[str, Any]:
+    """Returns of each kind how many sentences there are and how many were left out.
+
+    uncorrected: wrong sums that stay although a sentence of their correction was left out.
+    broken: rationales that lack a needed sentence.
+    """
     there: Counter[str] = Counter()
     gone: Counter[str] = Counter()
-    for example in shortened:
-        for i, unit in enumerate(example.units):
-            there[kind_of(unit)] += 1
-            gone[kind_of(unit)] += i not in example.kept
-    return {kind: {"sentences": n, "left_out": gone[kind]} for kind, n in there.items()}
+    uncorrected = broken = 0
+    for example in examples:
+        kinds = [kind_of(unit) for unit in example.units]
+        there.update(kinds)
+        lost = [kinds[i] for i in range(len(kinds)) if i not in example.kept]
+        gone.update(lost)
+        broken += any(kind in NEEDED for kind in lost)
+        for i, kind in enumerate(kinds):
+            if kind == WRONG and i in example.kept:
+                uncorrected += not {i + 1, i + 2, i + 3} <= set(example.kept)
+    kinds = {kind: {"sentences": n, "left_out": gone[kind]} for kind, n in there.items()}
+    return {"kinds": kinds, "uncorrected": uncorrected, "broken": broken}
 
 
 def configuration(out: Path, seed: int, budget: int) -> RunConfig:
     """Returns the configuration of the run on the traces in a folder."""
     return RunConfig(
-        methods=f"answer-only,{PARENT}", seed=seed, cpu=True,
+        methods=METHODS, seed=seed, cpu=True,
         data=DataConfig(
             file=str(out / "train.jsonl"), eval_file=str(out / "test.jsonl"), thinking="keep",
             train_size=0, test_size=0,
         ),
         train=TrainConfig(budget=budget),
-        eval=EvalConfig(latency_questions=0, max_new_tokens=900),
+        eval=EvalConfig(latency_questions=0, max_new_tokens=700),
     )  # fmt: skip
 
 
-def judge(ws: Workspace, count: int) -> dict[str, Any]:
-    """Returns what the judge leaves out of the first training traces, and what that took."""
-    student = load_student(str(ws.student(PARENT)))
-    examples = [e.keeping(None) for e in ws.examples("train")[:count]]
-    begin = time.perf_counter()
-    shortened, decisions = find_skips(student, examples, SkipCriterion())
-    seconds = time.perf_counter() - begin
-    tokens = [student.tokenize(e) for e in examples]
-    lengths = [sum(map(len, t.units)) for t in tokens]
+def collect(ws: Workspace, report: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the rows of a run answer, what was left out for them, and what that took."""
+    examples = ws.examples("train")
+    rounds = []
+    for path in sorted(ws.out.glob("skips/*.json")):
+        record, name = read_json(path), path.stem
+        if record["judge"] in ("none", None):
+            continue
+        score = ws.evaluation(name, "validation")
+        rounds.append({
+            "name": name, **{key: record[key] for key in ("judge", "seconds", "skipped_share")},
+            "trials": sum(1 for _ in read_lines(ws.decisions(name))),
+            "left_out": left_out(ws.with_skips(examples, name)),
+            "validation": read_json(score)["accuracy"] if score.exists() else None,
+        })  # fmt: skip
+    rows = []
+    for row in report["methods"]:
+        written = read_lines(ws.generations(Path(row["student"]).name))
+        marks = "".join(str(int(g["correct"])) for g in written)
+        rows.append({key: row.get(key) for key in KEPT} | {"marks": marks})
+    chunks = read_json(ws.chunks_record)
     return {
-        "traces": len(examples), "tokens": sum(lengths), "median_tokens": float(np.median(lengths)),
-        "trials": len(decisions), "seconds": seconds, "most": search_cost(tokens),
-        "by_kind": left_out(shortened),
+        "seed": ws.config.seed, "traces": len(examples), "lengths": chunks["lengths"],
+        "search": chunks["search"], "units": float(np.mean([len(e.units) for e in examples])),
+        "rows": rows, "rounds": rounds,
     }  # fmt: skip
 
 
@@ -157,21 +193,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/traces"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=int, default=1_200_000, help="loss tokens of the parent")
-    parser.add_argument("--judged", type=int, default=200, help="traces that the judge reads")
+    parser.add_argument("--budget", type=int, default=800_000, help="loss tokens of the parent")
+    parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
     arguments = parser.parse_args()
-    out = arguments.out
+    out = arguments.out / str(arguments.seed)
     if not (out / "test.jsonl").exists():
         out.mkdir(parents=True, exist_ok=True)
         make(out, arguments.seed)
     config = configuration(out, arguments.seed, arguments.budget)
-    report = run(config, out / "run", jobs=1)
-    found = judge(Workspace(config, out / "run"), arguments.judged)
-    rows = {row["name"]: (row["accuracy"], row["generated_tokens"]) for row in report["methods"]}
-    write_json(out / "traces.json", {"rows": rows, **found})
-    print(f"{found['trials']} trials in {found['seconds']:.0f} s; at most {found['most']}")
-    for kind, n in found["by_kind"].items():
-        print(f"{kind}: {n['left_out']} of {n['sentences']} left out")
+    report = run(config, out / "run", jobs=arguments.jobs)
+    found = collect(Workspace(config, out / "run"), report)
+    write_json(out / "traces.json", found)
+    for row in found["rows"]:
+        print(f"{row['name']}: {100 * row['accuracy']:.1f} % in {row['generated_tokens']:.0f}")
+    for r in found["rounds"]:
+        kinds = r["left_out"]["kinds"].items()
+        shares = ", ".join(f"{k} {n['left_out']} of {n['sentences']}" for k, n in kinds)
+        print(f"{r['name']}, {r['judge']}, {r['seconds']:.0f} s: {shares}")
 
 
 if __name__ == "__main__":
