@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from app_fixtures import examples
 from cwt.config import DataConfig, RunConfig, SkipConfig
 from cwt.data.example import write_examples
 from cwt.errors import UserError
+from cwt.evaluation.statistics import paired_difference
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline import stages
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
@@ -114,6 +116,26 @@ def test_among_equals_a_round_wins(ws):
     assert rounds_and_continued(ws, range(39), continued=range(40)) == "continued"
     behind = read_json(ws.choice("STT"))["candidates"][0]["behind"]
     assert behind[0] == 0 < behind[1]
+
+
+def test_the_reason_says_how_far_behind_a_round_may_be(ws):
+    def said():
+        return read_json(ws.choice("STT"))["why"]
+
+    # Level, but the two differ in eight questions of forty each way.
+    rounds_and_continued(ws, range(8, 40), continued=range(32))
+    most = 100 * paired_difference([marks(range(32))], [marks(range(8, 40))]).interval[1]
+    assert 10 < most < 30
+    assert f"40 questions cannot exclude that it answers up to {most:.1f} points fewer" in said()
+    assert "fewer right than continued (95 % interval)" in said()
+    rounds_and_continued(ws, range(40), continued=range(40))  # the same questions
+    assert "cannot exclude" not in said()
+    rounds_and_continued(ws, range(10), continued=range(30))  # which skips nothing
+    assert "cannot exclude" not in said()
+
+
+def marks(right):
+    return np.array([i in set(right) for i in range(QUESTIONS)], dtype=float)
 
 
 def test_among_rounds_the_most_accurate_wins_even_where_it_writes_more(ws):

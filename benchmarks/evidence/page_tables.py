@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import readiness
 import rivals_tables
+import traces
 from cwt.files import read_json
 from cwt.report.table import markdown_table
 from page_figure import Point
@@ -326,6 +327,16 @@ def rules_table() -> list[str]:
     return readiness.rule_lines(read_json(HERE / "readiness.json"))
 
 
+def traces_table() -> list[str]:
+    """Returns the runs of traces.py."""
+    return traces.cell_lines(read_json(HERE / "traces.json"))
+
+
+def traces_kinds_table() -> list[str]:
+    """Returns what every round of them left out."""
+    return traces.kind_lines(read_json(HERE / "traces.json"))
+
+
 RIVALS = (AT_ONCE, "surprisal-tokens", "internalised", "shortest-correct")
 
 
@@ -367,5 +378,7 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
         "readiness": readiness_table,
         "readiness-rules": rules_table,
+        "traces": traces_table,
+        "traces-kinds": traces_kinds_table,
         "training-coin": lambda: rivals_tables.training_table(generated_rivals("coin"), "coin"),
     }

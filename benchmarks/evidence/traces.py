@@ -8,7 +8,8 @@ is that of the generated task `arithmetic`.
 
 Writes train.jsonl and test.jsonl (question, rationale, answer) into --out, runs the rows of METHODS
 on them, and collects what every row and every round of STT left out, by kind, and what deciding
-took, in traces.json. The page traces.md beside this file is made from it by page.py.
+took: traces.json, a list over budgets and seeds. A cell that is done is not run again. With that
+file beside this one, page.py puts its tables on the page of the evidence.
 """
 
 import argparse
@@ -19,15 +20,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cwt.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from cwt.data.example import Example
 from cwt.data.tasks import ITEMS, NAMES
 from cwt.files import read_json, read_lines, write_json, write_lines
 from cwt.pipeline.run import run
+from cwt.pipeline.stages import evaluate_student
 from cwt.pipeline.workspace import Workspace
+from cwt.report.table import markdown_table
+from cwt.students.load import quiet_libraries
 
-METHODS = "answer-only,FTT-small-batch,continued,STT,STT-at-once,random-skips"
+METHODS = "answer-only,FTT-small-batch,continued,STT"
 STEPS = (6, 9)  # gifts of a question, at least and at most
 LARGEST = 49  # of all numbers
 SIZES = (700, 300)  # training traces, a seventh of them for validation; test questions
@@ -44,11 +47,11 @@ KINDS = {
     "conclusion": r"So ",
 }
 RIGHT, WRONG = "right sum", "wrong sum"
-KEPT = (  # of a row of the report
-    "name", "accuracy", "generated_tokens", "skipped_share", "total_loss_tokens",
-    "total_train_seconds", "skip_seconds", "choice",
+KEPT = ("skipped_share", "total_loss_tokens", "total_train_seconds", "skip_seconds", "choice")
+SHOWN = (
+    RIGHT, WRONG, "check that fails", "detour", "check that holds", "reminder", "start",
+    "conclusion",
 )  # fmt: skip
-NEEDED = ("start", RIGHT, "conclusion")
 _SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 
 
@@ -130,7 +133,7 @@ def left_out(examples: Sequence[Example]) -> dict[str, Any]:
     """Returns of each kind how many sentences there are and how many were left out.
 
     uncorrected: wrong sums that stay although a sentence of their correction was left out.
-    broken: rationales that lack a needed sentence.
+    broken: traces that lack a right sum.
     """
     there: Counter[str] = Counter()
     gone: Counter[str] = Counter()
@@ -140,7 +143,7 @@ def left_out(examples: Sequence[Example]) -> dict[str, Any]:
         there.update(kinds)
         lost = [kinds[i] for i in range(len(kinds)) if i not in example.kept]
         gone.update(lost)
-        broken += any(kind in NEEDED for kind in lost)
+        broken += RIGHT in lost
         for i, kind in enumerate(kinds):
             if kind == WRONG and i in example.kept:
                 uncorrected += not {i + 1, i + 2, i + 3} <= set(example.kept)
@@ -162,54 +165,105 @@ def configuration(out: Path, seed: int, budget: int) -> RunConfig:
 
 
 def collect(ws: Workspace, report: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the rows of a run answer, what was left out for them, and what that took."""
-    examples = ws.examples("train")
-    rounds = []
-    for path in sorted(ws.out.glob("skips/*.json")):
-        record, name = read_json(path), path.stem
-        if record["judge"] in ("none", None):
+    """Returns what every student of a run answers, what was left out for it, and what that took."""
+    examples, chunks = ws.examples("train"), read_json(ws.chunks_record)
+    students, rounds = {}, []
+    for path in sorted(ws.out.glob("students/*/train.json")):
+        name = path.parent.name
+        score = evaluate_student(ws, name)
+        right = [int(row["correct"]) for row in read_lines(ws.generations(name))]
+        students[name] = {
+            "accuracy": score["accuracy"], "generated_tokens": score["generated_tokens"],
+            "marks": "".join(map(str, right)),
+        }  # fmt: skip
+        if not ws.skips(name).exists() or read_json(ws.skips(name))["judge"] == "none":
             continue
-        score = ws.evaluation(name, "validation")
+        record = read_json(ws.skips(name))
         rounds.append({
             "name": name, **{key: record[key] for key in ("judge", "seconds", "skipped_share")},
-            "trials": sum(1 for _ in read_lines(ws.decisions(name))),
-            "left_out": left_out(ws.with_skips(examples, name)),
-            "validation": read_json(score)["accuracy"] if score.exists() else None,
+            "decisions": len(read_lines(ws.decisions(name))),
+            **left_out(ws.with_skips(examples, name)),
         })  # fmt: skip
-    rows = []
-    for row in report["methods"]:
-        written = read_lines(ws.generations(Path(row["student"]).name))
-        marks = "".join(str(int(g["correct"])) for g in written)
-        rows.append({key: row.get(key) for key in KEPT} | {"marks": marks})
-    chunks = read_json(ws.chunks_record)
+    rows = {
+        row["name"]: {"student": Path(row["student"]).name, **{key: row.get(key) for key in KEPT}}
+        for row in report["methods"]
+    }
     return {
-        "seed": ws.config.seed, "traces": len(examples), "lengths": chunks["lengths"],
-        "search": chunks["search"], "units": float(np.mean([len(e.units) for e in examples])),
-        "rows": rows, "rounds": rounds,
+        "budget": ws.config.train.budget, "seed": ws.config.seed, "traces": len(examples),
+        "sentences": sum(len(e.units) for e in examples), "lengths": chunks["lengths"],
+        "search": chunks["search"], "rows": rows, "students": students, "rounds": rounds,
     }  # fmt: skip
+
+
+def cell_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line a run: accuracy and tokens of its students, and what STT ended with."""
+    lines = []
+    for cell in cells:
+        rounds = sorted(name for name in cell["students"] if name.startswith("STT-round-"))
+        names = [*METHODS.split(",")[:-1], *rounds]
+        found = [cell["students"][name] for name in names]
+        shown = [f"{100 * s['accuracy']:.1f} / {s['generated_tokens']:.0f}" for s in found]
+        ended = cell["rows"]["STT"]["student"].removeprefix("STT-")
+        ended = "the parent" if ended == "FTT-small-batch" else ended
+        lines.append([f"{cell['budget']:,}", str(cell["seed"]), *shown, ended])
+    titles = ["budget", "seed", "`answer-only`", "parent", "`continued`",
+              *(f"round {n} of STT" for n in range(1, 5)), "STT ended with"]  # fmt: skip
+    return markdown_table(titles, lines)
+
+
+def kind_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line a round, over all runs: the share of each kind that was left out."""
+    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for cell in cells:
+        for r in cell["rounds"]:
+            if r["skipped_share"]:
+                found.setdefault(r["name"], []).append((cell, r))
+    lines = []
+    for name, own in found.items():
+        kinds = [r["kinds"] for _, r in own]
+        shares = [
+            sum(k[kind]["left_out"] for k in kinds) / sum(k[kind]["sentences"] for k in kinds)
+            for kind in SHOWN
+        ]
+        wrong = sum(k[WRONG]["sentences"] for k in kinds)
+        shares.append(sum(r["uncorrected"] for _, r in own) / wrong)
+        shares.append(sum(r["broken"] for _, r in own) / sum(cell["traces"] for cell, _ in own))
+        lines.append([
+            f"`{name}`", own[0][1]["judge"], *(f"{100 * share:.0f}" for share in shares),
+            str(len(own)),
+        ])  # fmt: skip
+    titles = ["trained on what is left", "who decides", *(f"{kind} %" for kind in SHOWN),
+              "wrong sums without their correction %", "traces that lack a right sum %",
+              "runs"]  # fmt: skip
+    return markdown_table(titles, lines)
+
+
+def run_cell(out: Path, budget: int, seed: int, jobs: int) -> None:
+    """Runs what is missing of a cell; writes cell.json."""
+    folder = out / f"{budget}-{seed}"
+    if not (folder / "test.jsonl").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        make(folder, seed)
+    config = configuration(folder, seed, budget)
+    report = run(config, folder / "run", jobs=jobs)
+    write_json(folder / "cell.json", collect(Workspace(config, folder / "run"), report))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/traces"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=int, default=800_000, help="loss tokens of the parent")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--budgets", default="800000,1600000", help="loss tokens of the parent")
     parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
     arguments = parser.parse_args()
-    out = arguments.out / str(arguments.seed)
-    if not (out / "test.jsonl").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        make(out, arguments.seed)
-    config = configuration(out, arguments.seed, arguments.budget)
-    report = run(config, out / "run", jobs=arguments.jobs)
-    found = collect(Workspace(config, out / "run"), report)
-    write_json(out / "traces.json", found)
-    for row in found["rows"]:
-        print(f"{row['name']}: {100 * row['accuracy']:.1f} % in {row['generated_tokens']:.0f}")
-    for r in found["rounds"]:
-        kinds = r["left_out"]["kinds"].items()
-        shares = ", ".join(f"{k} {n['left_out']} of {n['sentences']}" for k, n in kinds)
-        print(f"{r['name']}, {r['judge']}, {r['seconds']:.0f} s: {shares}")
+    quiet_libraries()
+    for budget in map(int, arguments.budgets.split(",")):
+        for seed in map(int, arguments.seeds.split(",")):
+            run_cell(arguments.out, budget, seed, arguments.jobs)
+            cells = [read_json(path) for path in arguments.out.glob("*/cell.json")]
+            cells.sort(key=lambda cell: (cell["budget"], cell["seed"]))
+            write_json(arguments.out / "traces.json", cells)
+            print("\n".join([*cell_lines(cells), "", *kind_lines(cells)]), flush=True)
 
 
 if __name__ == "__main__":
