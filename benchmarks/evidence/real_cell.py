@@ -162,16 +162,13 @@ def take_over_rounds(ws: Workspace) -> None:
     """
     if ws.config.skip.ready_skill or not ws.method(AT_ONCE).exists():
         return
-    for path in [
-        path
-        for room in ("students", "skips", "evals")
-        for path in ws.out.glob(f"{room}/{AT_ONCE}-round-*")
-    ]:
-        target = path.with_name(path.name.replace(AT_ONCE, "STT"))
-        if path.is_dir():
-            shutil.copytree(path, target, copy_function=os.link, dirs_exist_ok=True)
-        elif not target.exists():
-            os.link(path, target)
+    for room in ("students", "skips", "evals"):
+        for path in list(ws.out.glob(f"{room}/{AT_ONCE}-round-*")):
+            target = path.with_name(path.name.replace(AT_ONCE, "STT"))
+            if path.is_dir():
+                shutil.copytree(path, target, copy_function=os.link, dirs_exist_ok=True)
+            elif not target.exists():
+                os.link(path, target)
 
 
 def is_done(cell: Cell, settings: Settings) -> bool:

@@ -176,9 +176,9 @@ def collect(ws: Workspace, report: dict[str, Any]) -> dict[str, Any]:
             "accuracy": score["accuracy"], "generated_tokens": score["generated_tokens"],
             "marks": "".join(map(str, right)),
         }  # fmt: skip
-        if not ws.skips(name).exists() or read_json(ws.skips(name))["judge"] == "none":
+        record = read_json(ws.skips(name)) if ws.skips(name).exists() else {"judge": "none"}
+        if record["judge"] == "none":
             continue
-        record = read_json(ws.skips(name))
         rounds.append({
             "name": name, **{key: record[key] for key in ("judge", "seconds", "skipped_share")},
             "decisions": len(read_lines(ws.decisions(name))),

@@ -201,24 +201,20 @@ def _risk(ws: Workspace, best: Candidate, whole: Sequence[Candidate]) -> str:
     """Returns how far a round may be behind those that skip nothing, as far as is known."""
     if not whole:
         return ""
-    other = max(whole, key=lambda c: (c.accuracy, -c.generated_tokens)).student
+    other = best_candidate(whole).student
     marks = _marks(ws, other)
     _, most = paired_difference([marks], [_marks(ws, best.student)]).interval
     if most <= 0:
         return ""
     return (
-        f" {len(marks)} questions cannot exclude that it answers up to {_points(most)} fewer right "
-        f"than {other} (95 % interval); more validation questions tell more."
+        f" {len(marks)} questions cannot exclude that it answers up to {100 * most:.1f} points "
+        f"fewer right than {other} (95 % interval); more validation questions tell more."
     )
 
 
 def _described(candidate: Candidate) -> str:
     accuracy = _percent(candidate.accuracy)
     return f"{candidate.student} {accuracy} in {candidate.generated_tokens:.0f}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
 
 
 def _percent(share: float) -> str:
