@@ -18,14 +18,16 @@ from cwt.pipeline.workspace import Workspace
 
 STT, PARENT = METHODS["STT"], "FTT-small-batch"
 QUESTIONS = 40
+TRAINED = 24
 
 
 @pytest.fixture
 def ws(tmp_path):
     """A run with data and a trained parent; half of the training answers are 7."""
-    config = RunConfig(data=DataConfig(task="arithmetic"), methods="STT")
+    skip = SkipConfig(choice_questions=0)
+    config = RunConfig(data=DataConfig(task="arithmetic"), methods="STT", skip=skip)
     run = Workspace(config, tmp_path / "r")
-    some = examples(QUESTIONS + 4)
+    some = examples(QUESTIONS + TRAINED)
     train = [replace(e, answer="7") if i % 2 else e for i, e in enumerate(some[QUESTIONS:])]
     validation = [
         replace(e, answer="7.0" if i < 10 else "1000") for i, e in enumerate(some[:QUESTIONS])
@@ -37,13 +39,18 @@ def ws(tmp_path):
     return run
 
 
-def answers(ws, name, right, tokens=50.0):
-    """Writes how a student answered the validation questions: which of them right."""
-    right = set(right)
-    score = {"accuracy": len(right) / QUESTIONS, "generated_tokens": tokens}
-    write_json(ws.evaluation(name, "validation"), score)
-    rows = ({"correct": i in right} for i in range(QUESTIONS))
-    write_lines(ws.generations(name, "validation"), rows)
+def with_options(ws, **options):
+    """Returns the run with other options of skipping."""
+    return replace(ws, config=replace(ws.config, skip=replace(ws.config.skip, **options)))
+
+
+def answers(ws, name, right, tokens=50.0, part="validation"):
+    """Writes how a student answered the questions of a part: which of them right."""
+    asked = ws.examples(part)
+    marks = [i in set(right) for i in range(len(asked))]
+    write_json(ws.evaluation(name, part), {"accuracy": sum(marks) / len(marks)})
+    rows = ({"correct": mark, "tokens": tokens} for mark in marks)
+    write_lines(ws.generations(name, part), rows)
 
 
 def skipped(ws, name, judge="forward"):
@@ -57,7 +64,7 @@ def skipped(ws, name, judge="forward"):
 )
 def test_readiness_is_skill_above_the_most_frequent_answer(ws, right, limit, ready):
     answers(ws, PARENT, range(right))
-    ws = replace(ws, config=replace(ws.config, skip=SkipConfig(ready_skill=limit)))
+    ws = with_options(ws, ready_skill=limit)
     found = readiness(ws, PARENT)
     assert found.chance == 10 / 40  # "7" is right where "7.0" is wanted
     assert found.accuracy == right / 40
@@ -114,8 +121,60 @@ def test_among_equals_a_round_wins(ws):
     assert rounds_and_continued(ws, range(40), continued=range(40)) == "STT-round-1"
     assert rounds_and_continued(ws, range(8, 40), continued=range(32)) == "STT-round-1"
     assert rounds_and_continued(ws, range(39), continued=range(40)) == "continued"
-    behind = read_json(ws.choice("STT"))["candidates"][0]["behind"]
-    assert behind[0] == 0 < behind[1]
+
+
+def test_training_questions_make_up_for_few_validation_questions(ws):
+    assert stages.training_questions(ws) == []  # of this run 0 questions are asked for
+    for wanted, found in ((QUESTIONS, 0), (QUESTIONS + 9, 9), (300, TRAINED)):
+        assert len(stages.training_questions(with_options(ws, choice_questions=wanted))) == found
+    ws = with_options(ws, choice_questions=QUESTIONS + 9)
+    asked, train = stages.training_questions(ws), ws.examples("train")
+    assert asked == [e for e in train if e in asked] != train[:9]  # drawn, in their order
+    assert asked == stages.training_questions(ws)
+    other = replace(ws, config=replace(ws.config, seed=1))
+    assert asked != stages.training_questions(other)
+
+
+def chosen_by_both(ws, *, round_1, continued, parent):
+    """Returns what STT ends with, given (validation, training) questions answered right."""
+    ws = with_options(ws, choice_questions=QUESTIONS + TRAINED)
+    skipped(ws, "STT-round-1")
+    right = {"STT-round-1": round_1, "continued": continued, PARENT: parent}
+    for name, (held_out, trained) in right.items():
+        answers(ws, name, range(held_out), 40.0)
+        answers(ws, name, range(trained), 64.0, "train")
+    return write_choice(ws, STT)
+
+
+def test_a_round_that_is_level_on_validation_must_be_level_on_training_questions_too(ws):
+    level = {"continued": (30, 20), "parent": (30, 20)}
+    assert chosen_by_both(ws, round_1=(30, 20), **level) == "STT-round-1"
+    assert chosen_by_both(ws, round_1=(30, 19), **level) == "continued"
+    assert chosen_by_both(ws, round_1=(31, 19), **level) == "STT-round-1"  # together level
+    found = read_json(ws.choice("STT"))
+    assert found["candidates"][0] == {
+        "student": "STT-round-1", "skips": True, "admitted": True, "accuracy": 50 / 64,
+        "validation_accuracy": 31 / 40, "generated_tokens": 49.0,
+    }  # fmt: skip
+    asked = "accuracy on 40 validation and 24 training questions, in brackets on the validation"
+    assert f"STT skips ({asked} questions alone, and tokens): " in found["why"]
+    assert "STT-round-1 78.1 % (77.5 %) in 49; continued 78.1 % (75.0 %) in 49, " in found["why"]
+
+
+def test_training_questions_do_not_count_against_the_parent_which_saw_them_less(ws):
+    behind = {"continued": (20, 10), "round_1": (29, 24)}
+    assert chosen_by_both(ws, parent=(30, 10), **behind) == PARENT
+    assert chosen_by_both(ws, parent=(29, 10), **behind) == "STT-round-1"
+    assert chosen_by_both(ws, parent=(29, 24), **behind) == "STT-round-1"
+    # Of the two that skip nothing, validation questions decide.
+    neither = {"round_1": (10, 10), "continued": (29, 24)}
+    assert chosen_by_both(ws, parent=(30, 0), **neither) == PARENT
+
+
+def test_a_schedule_asks_validation_questions_alone(ws):
+    ws = with_options(ws, choice_questions=300)
+    assert stages.asked_parts(ws, METHODS["internalised"]) == ["validation"]
+    assert stages.asked_parts(ws, METHODS["STT-at-once"]) == ["validation", "train"]
 
 
 def test_the_reason_says_how_far_behind_a_round_may_be(ws):
@@ -126,7 +185,10 @@ def test_the_reason_says_how_far_behind_a_round_may_be(ws):
     rounds_and_continued(ws, range(8, 40), continued=range(32))
     most = 100 * paired_difference([marks(range(32))], [marks(range(8, 40))]).interval[1]
     assert 10 < most < 30
-    assert f"40 questions cannot exclude that it answers up to {most:.1f} points fewer" in said()
+    assert (
+        f"40 validation questions cannot exclude that it answers up to {most:.1f} points fewer"
+        in said()
+    )
     assert "fewer right than continued (95 % interval)" in said()
     rounds_and_continued(ws, range(40), continued=range(40))  # the same questions
     assert "cannot exclude" not in said()
@@ -144,8 +206,7 @@ def test_among_rounds_the_most_accurate_wins_even_where_it_writes_more(ws):
 
 
 def test_a_tolerance_admits_what_is_behind_by_less(ws):
-    config = replace(ws.config, skip=SkipConfig(accuracy_tolerance=25.0))
-    tolerant = replace(ws, config=config)
+    tolerant = with_options(ws, accuracy_tolerance=25.0)
     assert rounds_and_continued(tolerant, range(32), continued=range(40)) == "STT-round-1"
     assert rounds_and_continued(tolerant, range(15), continued=range(40)) == "continued"
     assert rounds_and_continued(tolerant, range(38), range(30), range(27)) == "STT-round-2"
@@ -194,7 +255,7 @@ READY, NOT = range(30), range(12)
     ids=["at once", "after one round", "after two rounds", "never"],
 )
 def test_stt_waits_until_the_student_is_ready(ws, monkeypatch, learns, wanted):
-    ws = replace(ws, config=replace(ws.config, skip=SkipConfig(ready_skill=0.1)))
+    ws = with_options(ws, ready_skill=0.1)
     for name, right in zip([PARENT, "STT-round-1", "STT-round-2"], learns, strict=False):
         answers(ws, name, right)
     assert decide(ws, monkeypatch) == wanted
@@ -228,7 +289,8 @@ def test_a_row_that_is_not_trained_says_so(ws):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"ready_skill": 1.5}, "ready_skill must be between 0 and 1, got 1.5"),
+    [({"choice_questions": -1}, "choice_questions must be at least 0, got -1"),
+     ({"ready_skill": 1.5}, "ready_skill must be between 0 and 1, got 1.5"),
      ({"accuracy_tolerance": -1.0}, "accuracy_tolerance must be at least 0, got -1.0")],
 )  # fmt: skip
 def test_bad_options(options, message):

@@ -91,6 +91,22 @@ def test_costs_count_all_that_was_trained_for_a_row(finished):
     assert rows["continued"]["total_loss_tokens"] == pytest.approx(total, abs=3 * 4 * 120)
 
 
+def test_what_stt_may_end_with_is_asked_training_questions_too(finished):
+    out, _ = finished
+    known = {e["id"] for e in read_lines(out / "data/train.jsonl")}
+    asked = {p.name.removesuffix("-train.jsonl"): p for p in (out / "evals").glob("*-train.jsonl")}
+    assert sorted(asked) == ["CWT", "STT-round-1", "STT-round-2", "continued"]
+    assert all({g["id"] for g in read_lines(path)} == known for path in asked.values())
+    choice = read_json(out / "choices/STT.json")
+    assert "accuracy on 8 validation and 24 training questions" in choice["why"]
+    for found in choice["candidates"]:
+        name = found["student"]
+        marks = [g["correct"] for g in read_lines(out / "evals" / f"{name}-validation.jsonl")]
+        assert found["validation_accuracy"] == pytest.approx(sum(marks) / 8)
+        marks += [g["correct"] for g in read_lines(asked[name])]
+        assert found["accuracy"] == pytest.approx(sum(marks) / 32)
+
+
 def test_students_are_hugging_face_folders(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

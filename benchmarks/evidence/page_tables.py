@@ -299,6 +299,7 @@ def rivals_table(found: Results) -> list[str]:
 
 
 GENERATED_RIVALS = ("coin", "arithmetic", "objects", "stock")
+TRAINED = GENERATED_RIVALS[:3]  # tasks on which the ways to train were run
 
 
 def generated_rivals(task: str) -> list[dict[str, Any]]:
@@ -317,6 +318,11 @@ def generated_rivals_table(task: str) -> list[str]:
     return lines[:-1]
 
 
+def generated_training_table(task: str) -> list[str]:
+    """Returns the ways to train on a generated task."""
+    return rivals_tables.training_table(generated_rivals(task), task)
+
+
 def readiness_table() -> list[str]:
     """Returns the cells that readiness.py ran."""
     return readiness.cell_lines(read_json(HERE / "readiness.json"))
@@ -325,6 +331,11 @@ def readiness_table() -> list[str]:
 def rules_table() -> list[str]:
     """Returns what every rule would have given in these cells."""
     return readiness.rule_lines(read_json(HERE / "readiness.json"))
+
+
+def questions_table() -> list[str]:
+    """Returns how good the choice is by how many questions are asked, in these cells."""
+    return readiness.question_lines(read_json(HERE / "readiness.json"))
 
 
 def traces_table() -> list[str]:
@@ -378,7 +389,11 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
         "readiness": readiness_table,
         "readiness-rules": rules_table,
+        "readiness-questions": questions_table,
         "traces": traces_table,
         "traces-kinds": traces_kinds_table,
-        "training-coin": lambda: rivals_tables.training_table(generated_rivals("coin"), "coin"),
+        **{f"training-{t}": partial(generated_training_table, t) for t in TRAINED},
+        "training-together": lambda: rivals_tables.together_table(
+            {task: generated_rivals(task) for task in TRAINED}
+        ),
     }

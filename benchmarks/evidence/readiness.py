@@ -3,7 +3,8 @@
 Runs cells (task, budget, seed): the parent, `continued`, `STT-at-once` (skips whatever the student
 has learned) and `STT` (waits until the student is ready, and may decline). Then it scores every
 student that a rule could end with on the test questions, so that rules can be compared that were
-not run. Rules decide on validation questions; the tables have what that gives on test questions.
+not run. Rules decide on validation questions, one also on training questions; the tables have what
+that gives on test questions.
 
     python benchmarks/evidence/readiness.py --out runs/readiness --jobs 14 --cpu
 
@@ -37,6 +38,9 @@ CELLS: tuple[Cell, ...] = (
 PARENT, CONTINUED = "FTT-small-batch", "continued"
 WHOLE = (CONTINUED, PARENT)  # skip nothing
 READY = 0.1  # the skill that STT waits for in these cells
+VALIDATION, TRAINING = 100, 300  # questions that students are asked, beside the test
+ASKED = ((25, 0), (50, 0), (100, 0), (25, 75), (25, 275), (50, 250), (100, 200), (100, 300))
+DRAWS = 200  # of so many questions, from those that were asked
 
 
 def run_cell(cell: Cell, out: Path, cpu: bool) -> dict[str, Any]:
@@ -56,7 +60,8 @@ def run_cell(cell: Cell, out: Path, cpu: bool) -> dict[str, Any]:
     config = RunConfig(
         methods=f"{PARENT},{CONTINUED},STT-at-once,STT", seed=seed, cpu=cpu,
         data=DataConfig(task=task), train=TrainConfig(budget=budget),
-        skip=SkipConfig(ready_skill=READY), eval=EvalConfig(latency_questions=0),
+        skip=SkipConfig(ready_skill=READY, choice_questions=VALIDATION + TRAINING),
+        eval=EvalConfig(latency_questions=0),
     )  # fmt: skip
     run(config, folder, jobs=1)
     found = scored(folder)
@@ -79,7 +84,7 @@ def scored(folder: Path) -> dict[str, Any]:
         if not ws.trained(path.name):
             continue
         record: dict[str, Any] = {}
-        for part in ("validation", "test"):
+        for part in ("validation", "train", "test"):
             score = evaluate_student(ws, path.name, part)
             marks = [int(row["correct"]) for row in read_lines(ws.generations(path.name, part))]
             record[part] = {key: score[key] for key in ("accuracy", "generated_tokens")}
@@ -121,6 +126,38 @@ def signals(ws: Any) -> dict[str, float]:
 Rule = Callable[[dict[str, Any], Sequence[str]], str]
 
 
+def as_now(cell: dict[str, Any], names: Sequence[str]) -> str:
+    """The rule of STT, with validation and training questions."""
+    return chosen_by(cell, _both(cell, names))
+
+
+def chosen_by(cell: dict[str, Any], marks: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """The rule of STT, given which validation and training questions every student has right."""
+    from cwt.pipeline.choice import Candidate, admitted, best_candidate
+
+    found = {
+        name: Candidate(
+            name,
+            name not in WHOLE,
+            float(np.concatenate(both).mean()),
+            float(both[0].mean()),
+            cell["students"][name]["validation"]["generated_tokens"],
+        )
+        for name, both in marks.items()
+    }
+    rounds = [c for c in found.values() if c.skips]
+    return best_candidate(admitted(rounds, [found[name] for name in WHOLE], 0.0)).student
+
+
+def _both(cell: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns which validation and which training questions every student has right."""
+    return {name: (_marks(cell, name, "validation"), _marks(cell, name, "train")) for name in names}
+
+
+def _marks(cell: dict[str, Any], name: str, part: str) -> np.ndarray:
+    return np.array([float(mark) for mark in cell["students"][name][part]["marks"]])
+
+
 def strict(cell: dict[str, Any], names: Sequence[str]) -> str:
     """The best validation accuracy wins; among equals the fewest tokens."""
     scores = {name: cell["students"][name]["validation"] for name in names}
@@ -157,16 +194,13 @@ def best_round(cell: dict[str, Any], names: Sequence[str], refused: Callable[[st
 
 def is_behind(cell: dict[str, Any], name: str, other: str) -> bool:
     """Whether the paired 95 % interval of the other's lead on validation questions is above 0."""
-    marks = [
-        np.array([float(mark) for mark in cell["students"][n]["validation"]["marks"]])
-        for n in (other, name)
-    ]
-    return paired_difference([marks[0]], [marks[1]]).interval[0] > 0
+    marks = [[_marks(cell, n, "validation")] for n in (other, name)]
+    return paired_difference(*marks).interval[0] > 0
 
 
 RULES: dict[str, Rule] = {
-    "strict": strict, "paired": paired, "paired with whole": paired_with_whole,
-    "two points": two_points,
+    "with training questions": as_now, "strict": strict, "paired": paired,
+    "paired with whole": paired_with_whole, "two points": two_points,
 }  # fmt: skip
 
 
@@ -214,10 +248,50 @@ def rule_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def question_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line for every number of questions asked: what the choice gives on the test.
+
+    The questions are drawn from those that were asked; the lead over `continued` is on all test
+    questions.
+    """
+    lines = [
+        "| validation questions | training questions | mean lead over continued "
+        "| worst cell, mean of its choices | choices more than 2 points behind "
+        "| ends with a round |",
+        "|---|---|---|---|---|---|",
+    ]
+    for held_out, trained in ASKED:
+        rng = np.random.default_rng(0)
+        each = [_choices(cell, held_out, trained, rng) for cell in cells]
+        leads = 100 * np.array([[lead for lead, _ in choices] for choices in each])
+        rounds = np.mean([[skips for _, skips in choices] for choices in each])
+        behind = (leads < -2).mean()
+        lines.append(
+            f"| {held_out} | {trained} | {leads.mean():+.1f} | {leads.mean(1).min():+.1f} "
+            f"| {100 * behind:.1f} % | {100 * rounds:.0f} % |"
+        )
+    return lines
+
+
+def _choices(
+    cell: dict[str, Any], held_out: int, trained: int, rng: np.random.Generator
+) -> list[tuple[float, bool]]:
+    """Returns the lead over `continued` of every choice, and whether it is a round."""
+    names = [*skipping_rounds(cell, "STT-at-once"), *WHOLE]
+    marks = _both(cell, names)
+    asked = [len(m) for m in marks[PARENT]]
+    found = []
+    for _ in range(DRAWS):
+        v, t = (rng.choice(n, k, False) for n, k in zip(asked, (held_out, trained), strict=True))
+        chosen = chosen_by(cell, {n: (a[v], b[t]) for n, (a, b) in marks.items()})
+        found.append((outcome(cell, chosen)[1], chosen not in WHOLE))
+    return found
+
+
 def cell_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Returns one line a cell: test accuracy and tokens of every row, and the parent's signals.
 
-    STT is as it is now: it begins at once, and ends by the rule `strict`.
+    STT is as it is now: it begins at once, and ends by the first of the rules.
     """
     lines = [
         "| task | budget | seed | skill on validation | answer known | sure | parent | continued "
@@ -226,7 +300,7 @@ def cell_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for c in cells:
         rounds = {m: skipping_rounds(c, m) for m in ("STT-at-once", "STT")}
-        chosen = strict(c, [*rounds["STT-at-once"], *WHOLE])
+        chosen = as_now(c, [*rounds["STT-at-once"], *WHOLE])
         names = (
             PARENT, CONTINUED, strict(c, rounds["STT-at-once"]),
             strict(c, [*rounds["STT"], *WHOLE]), chosen,
@@ -250,7 +324,8 @@ def write(cells: Sequence[dict[str, Any]], out: Path) -> None:
     write_json(out / "readiness.json", cells)
     lines = [
         "Accuracy % / tokens an answer, on test questions.", "", *cell_lines(cells), "",
-        "Rules, applied to all cells:", "", *rule_lines(cells),
+        "Rules, applied to all cells:", "", *rule_lines(cells), "",
+        "Fewer or other questions:", "", *question_lines(cells),
     ]  # fmt: skip
     write_text(out / "readiness.md", "\n".join(lines) + "\n")
     print("\n".join(lines))

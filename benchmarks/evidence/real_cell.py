@@ -19,7 +19,7 @@ from cwt.pipeline.data import make_data
 from cwt.pipeline.methods import METHODS, needs, trained_for
 from cwt.pipeline.results import write_report
 from cwt.pipeline.run import run_method
-from cwt.pipeline.stages import evaluate_student, make_chunks, train_method
+from cwt.pipeline.stages import ask_student, evaluate_student, make_chunks, train_method
 from cwt.pipeline.workspace import Workspace, open_workspace
 from cwt.students.causal import CausalStudent
 from cwt.students.load import load_student, quiet_libraries
@@ -149,8 +149,8 @@ def run_cell(cell: Cell, settings: Settings) -> None:
                     if name == "STT":
                         take_over_rounds(ws)
                     run_method(ws, name)
-                    if name == "continued":  # STT compares itself with it, on these questions
-                        evaluate_student(ws, name, "validation")
+                    if name == "continued":  # STT compares itself with it; its weights go
+                        ask_student(ws, METHODS["STT"], name)
             forget_weights(ws, name, but=PARENT if cell.kind == "rows" else "")
             write_report(ws)
 

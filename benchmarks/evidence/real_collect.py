@@ -65,10 +65,13 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
                 "tokens": [g["tokens"] for g in by_id],
             }
         )
-    validation = {
-        path.stem.removesuffix("-validation"): read_json(path)["accuracy"]
-        for path in sorted(ws.out.glob("evals/*-validation.json"))
-    }
+    validation, training = (
+        {
+            path.stem.removesuffix(f"-{part}"): read_json(path)["accuracy"]
+            for path in sorted(ws.out.glob(f"evals/*-{part}.json"))
+        }
+        for part in ("validation", "train")
+    )
     choices = {path.stem: read_json(path) for path in sorted(ws.out.glob("choices/*.json"))}
     config, data = report["config"], report["data"]
     data["files"] = {Path(path).name: digest for path, digest in data["files"].items()}
@@ -82,6 +85,7 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "tokens_per_epoch": read_json(ws.chunks_record)["tokens_per_epoch"],
         "chunks": report["chunking"],
         "validation": validation,
+        "training": training,
         "choices": choices,
         "seconds": read_json(seconds) if seconds.exists() else {},
         "left_out": _left_out(ws),

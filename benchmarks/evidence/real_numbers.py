@@ -154,9 +154,10 @@ def load(path: Path = REAL / "results.json") -> Results:
 def stt_ends_with(run: dict[str, Any]) -> str | None:
     """Returns what skip-thinking training (STT) ends with in a run; None where that is not known.
 
-    STT trains the rounds of STT-at-once; it ends with the best validation accuracy among them,
-    `continued` and the parent. Where the run did not ask for STT, that is computed here. A student
-    whose validation accuracy is not known cannot win.
+    STT trains the rounds of STT-at-once. Where the run did not ask for STT, what it would have
+    ended with by validation questions alone, as these runs were asked, is computed here: the best
+    validation accuracy among the rounds, `continued` and the parent. A student whose validation
+    accuracy is not known cannot win.
     """
     if any(row["name"] == "STT" for row in run["rows"]):
         return str(run["choices"]["STT"]["student"])

@@ -1,6 +1,6 @@
 """Tables and points of the figure from what rivals.py measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,12 @@ CHUNKS = (
 )  # fmt: skip
 RECIPES = ("STT-mixed", "STT-skip-marks", "shortest-correct")
 TRAINING = (*CHUNKS, *RECIPES)  # ways to train, not to choose what is skipped
+PAIRS = (  # what each way to train changes, and against what
+    ("CWT", PARENT), ("CWT-one-pass", PARENT), ("CWT-stage-marks", "CWT"), ("CWT-sbc", "CWT"),
+    ("CWT-sbc-repeated", "CWT-sbc"), ("CWT-sbc-exact-repeated", "CWT-sbc"),
+    ("STT-in-one-piece", "STT"), ("STT-mixed", "STT-in-one-piece"),
+    ("STT-skip-marks", "STT-in-one-piece"), ("shortest-correct", "continued"),
+)  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[str]:
@@ -29,6 +35,28 @@ def training_table(rows: Sequence[dict[str, Any]], task: str) -> list[str]:
     """Returns the same for the ways to train, and what each reads."""
     found = [r for r in rows if r["task"] == task and not r["share"]]
     return _table(found, [PARENT, "continued", *TRAINING, "STT"], (PARENT, "STT"), costs=True)
+
+
+def together_table(tasks: dict[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """Returns what each way to train changes: in points, of all tasks together and of each.
+
+    Args:
+        tasks: the rows of every task.
+    """
+    each = {
+        task: {(r["name"], r["seed"]): r for r in rows if not r["share"]}
+        for task, rows in tasks.items()
+    }
+    together = {
+        (name, f"{task} {seed}"): row
+        for task, of in each.items()
+        for (name, seed), row in of.items()
+    }
+    lines = [
+        [f"`{a}` against `{b}`", *(against(of, a, b) for of in (together, *each.values()))]
+        for a, b in PAIRS
+    ]
+    return markdown_table(["points", "all together", *tasks], lines)
 
 
 def _table(
@@ -80,7 +108,7 @@ def _points(rows: Sequence[dict[str, Any]], task: str, share: float) -> list[Poi
     ]
 
 
-def against(of: dict[tuple[str, int], dict[str, Any]], name: str, other: str) -> str:
+def against(of: Mapping[tuple[str, Any], dict[str, Any]], name: str, other: str) -> str:
     """Returns the paired difference of two rows in points, with its 95 % interval."""
     seeds = [s for n, s in of if n == name and (other, s) in of]
     if not seeds or name == other:

@@ -114,9 +114,11 @@ class SkipConfig(SkipCriterion):
         ready_skill: STT begins to skip once the student's skill on validation questions is at least
             this; before that it trains on whole rationales. Above 0, the accuracy of the most
             frequent answer, to 1, all right; 0: it begins at once.
-        accuracy_tolerance: points of validation accuracy that STT may lose. It ends with the
-            round that writes the fewest tokens of those whose accuracy is within this of the best,
-            the row `continued` and the parent included; else with the better of those two.
+        choice_questions: how many questions decide what STT ends with, at least: the validation
+            questions and, where they are fewer, training questions. 0: validation questions alone.
+        accuracy_tolerance: points of accuracy that STT may lose. It ends with the round that writes
+            the fewest tokens of those whose accuracy is within this of the best, the row
+            `continued` and the parent included; else with the better of those two.
         matched_share: share of the middle units that every row with a matched number of skips
             leaves out; 0: as many of each example as STT.
         samples: rationales that the row shortest-correct samples of each question.
@@ -128,6 +130,7 @@ class SkipConfig(SkipCriterion):
 
     rounds: int = 4
     ready_skill: float = 0.0
+    choice_questions: int = 300
     accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
     matched_share: float = 0.0
     samples: int = 4
@@ -139,7 +142,7 @@ class SkipConfig(SkipCriterion):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "rounds", "samples")
-        _at_least(self, 0, "accuracy_tolerance")
+        _at_least(self, 0, "choice_questions", "accuracy_tolerance")
         if not self.sample_temperature > 0:
             raise UserError(
                 f"sample_temperature must be greater than 0, got {self.sample_temperature}."

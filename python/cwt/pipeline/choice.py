@@ -1,16 +1,19 @@
-"""What skip-thinking training (STT) decides on validation questions: to begin, and what to keep.
+"""What skip-thinking training (STT) decides by questions: to begin, and what to keep.
 
-Test questions decide nothing.
+It asks validation questions and, where those are few, training questions; test questions decide
+nothing.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cwt.data.answers import same_answer
+from cwt.data.example import Example
 from cwt.errors import UserError
 from cwt.evaluation.statistics import paired_difference
 from cwt.files import read_json, read_lines, write_json
@@ -44,19 +47,18 @@ class Candidate:
     Attributes:
         student: its name.
         skips: whether it was trained on shortened rationales.
-        accuracy: share of validation questions that it answers right.
-        generated_tokens: mean per validation question.
-        behind: 95 % interval of the best candidate's accuracy minus its own, paired by question.
-        admitted: whether no candidate is more accurate by more than skip.accuracy_tolerance. A row
-            that follows a schedule admits its last round alone.
+        accuracy: share of all questions asked that it answers right.
+        validation_accuracy: the same of the validation questions alone.
+        generated_tokens: mean per question asked.
+        admitted: whether the row may end with it: see `candidates`.
     """
 
     student: str
     skips: bool
     accuracy: float
+    validation_accuracy: float
     generated_tokens: float
-    behind: tuple[float, float]
-    admitted: bool
+    admitted: bool = False
 
 
 def readiness(ws: Workspace, student: str) -> Readiness:
@@ -75,25 +77,73 @@ def chance_accuracy(ws: Workspace) -> float:
     return sum(same_answer(answer, e.answer) for e in questions) / len(questions)
 
 
+def asked_parts(ws: Workspace, method: Method) -> list[str]:
+    """Returns the parts of the data whose questions decide what a row ends with."""
+    if method.skips == "schedule" or not training_questions(ws):
+        return ["validation"]
+    return ["validation", "train"]
+
+
+def training_questions(ws: Workspace) -> list[Example]:
+    """Returns the training examples whose questions help to choose, drawn with the seed."""
+    examples = ws.examples("train")
+    missing = ws.config.skip.choice_questions - len(ws.examples("validation"))
+    chosen = random.Random(f"choice-{ws.config.seed}").sample(
+        range(len(examples)), min(max(missing, 0), len(examples))
+    )
+    return [examples[i] for i in sorted(chosen)]
+
+
 def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     """Returns the students that a row may end with: its rounds that skip, or none that does.
 
-    Those that skip nothing are `continued` and the parent.
+    Those that skip nothing are `continued` and the parent, where the row may decline. A row that
+    follows a schedule admits its last round.
     """
-    rounds = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
-    names = [*rounds, CONTINUED, _parent(ws, method)] if method.may_decline else rounds
-    scores = {name: read_json(ws.evaluation(name, "validation")) for name in names}
-    marks = {name: _marks(ws, name) for name in names}
-    best = min(names, key=lambda n: (-scores[n]["accuracy"], scores[n]["generated_tokens"]))
-    # Shares of questions: rounding must not decide.
-    least = scores[best]["accuracy"] - ws.config.skip.accuracy_tolerance / 100 - 1e-9
-    found = []
-    for name, score in scores.items():
-        behind = paired_difference([marks[best]], [marks[name]]).interval
-        accuracy, tokens = score["accuracy"], score["generated_tokens"]
-        admitted = name == names[-1] if method.skips == "schedule" else accuracy >= least
-        found.append(Candidate(name, name in rounds, accuracy, tokens, behind, admitted))
-    return found
+    parts = asked_parts(ws, method)
+
+    def candidate(name: str, skips: bool) -> Candidate:
+        answers, validation = _answers(ws, name, parts), _answers(ws, name, ["validation"])
+        return Candidate(
+            name, skips, answers.accuracy, validation.accuracy, float(answers.tokens.mean())
+        )
+
+    names = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
+    rounds = [candidate(name, True) for name in names]
+    if method.skips == "schedule":
+        return [*rounds[:-1], replace(rounds[-1], admitted=True)]
+    whole = (CONTINUED, _parent(ws, method)) if method.may_decline else ()
+    tolerance = ws.config.skip.accuracy_tolerance / 100
+    return admitted(rounds, [candidate(name, False) for name in whole], tolerance)
+
+
+def admitted(
+    rounds: Sequence[Candidate], whole: Sequence[Candidate], tolerance: float
+) -> list[Candidate]:
+    """Returns the rounds, with those admitted that a row may end with, and what skips nothing.
+
+    A round is admitted if it is behind neither `continued` nor the parent, nor another such round.
+    Rounds and `continued` have trained on the training questions for as long, so all questions
+    count between them; the parent has not, so against it validation questions alone count.
+
+    Args:
+        rounds: that skip.
+        whole: `continued` and the parent, in this order; none where the row must skip.
+        tolerance: how far behind is not behind, a share of the questions.
+    """
+    allowed = tolerance + 1e-9  # rounding must not decide
+    level = list(rounds)
+    if whole:
+        continued, parent = whole
+        level = [
+            c
+            for c in rounds
+            if c.accuracy >= continued.accuracy - allowed
+            and c.validation_accuracy >= parent.validation_accuracy - allowed
+        ]
+    best = max((c.accuracy for c in level), default=0.0)
+    may = [c in level and c.accuracy >= best - allowed for c in rounds]
+    return [*(replace(c, admitted=ok) for c, ok in zip(rounds, may, strict=True)), *whole]
 
 
 def _parent(ws: Workspace, method: Method) -> str:
@@ -109,22 +159,35 @@ def _skips(ws: Workspace, name: str) -> bool:
     return bool(read_json(ws.skips(name))["judge"] != "none")
 
 
-def _marks(ws: Workspace, student: str) -> np.ndarray:
-    """Returns which validation questions a student answers right, (questions,) float64."""
-    rows = read_lines(ws.generations(student, "validation"))
-    return np.array([row["correct"] for row in rows], dtype=float)
+@dataclass(frozen=True)
+class _Answers:
+    """Which questions a student answers right (1, else 0), and in how many tokens: (questions,)."""
+
+    right: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the questions that it answers right."""
+        return float(self.right.mean())
+
+
+def _answers(ws: Workspace, student: str, parts: Sequence[str]) -> _Answers:
+    rows = [row for part in parts for row in read_lines(ws.generations(student, part))]
+    return _Answers(*(np.array([row[key] for row in rows], float) for key in ("correct", "tokens")))
 
 
 def best_candidate(found: Sequence[Candidate]) -> Candidate:
     """Returns the candidate that a row ends with.
 
-    It is the round with the fewest tokens of those admitted; where there is none, the most accurate
-    candidate.
+    It is the round with the fewest tokens of those admitted; where there is none, whichever of
+    those that skip nothing is the more accurate on validation questions.
     """
-    rounds = [c for c in found if c.admitted and c.skips]
+    rounds = [c for c in found if c.admitted]
     if rounds:
         return min(rounds, key=lambda c: (c.generated_tokens, -c.accuracy))
-    return max(found, key=lambda c: (c.accuracy, -c.generated_tokens))
+    whole = [c for c in found if not c.skips]
+    return max(whole, key=lambda c: (c.validation_accuracy, -c.generated_tokens))
 
 
 def chosen_student(ws: Workspace, method: Method) -> str:
@@ -193,27 +256,40 @@ def _reason(
     compared = f"{_described(best)}; {others}" if others else _described(best)
     verdict = "skips" if best.skips else "chose not to skip"
     waited = f" It began after {len(checked) - 1} rounds of waiting." if len(checked) > 1 else ""
-    risk = _risk(ws, best, [c for c in found if not c.skips]) if best.skips else ""
-    return f"{method.name} {verdict} (validation accuracy and tokens): {compared}.{waited}{risk}"
+    risk = _risk(ws, method, best, found) if best.skips and method.may_decline else ""
+    return f"{method.name} {verdict} ({_questions(ws, method)}): {compared}.{waited}{risk}"
 
 
-def _risk(ws: Workspace, best: Candidate, whole: Sequence[Candidate]) -> str:
+def _questions(ws: Workspace, method: Method) -> str:
+    """Returns by which questions candidates are described."""
+    if asked_parts(ws, method) == ["validation"]:
+        return "validation accuracy and tokens"
+    trained, held_out = len(training_questions(ws)), len(ws.examples("validation"))
+    return (
+        f"accuracy on {held_out} validation and {trained} training questions, in brackets on the "
+        "validation questions alone, and tokens"
+    )
+
+
+def _risk(ws: Workspace, method: Method, best: Candidate, found: Sequence[Candidate]) -> str:
     """Returns how far a round may be behind those that skip nothing, as far as is known."""
-    if not whole:
-        return ""
-    other = best_candidate(whole).student
-    marks = _marks(ws, other)
-    _, most = paired_difference([marks], [_marks(ws, best.student)]).interval
+    other = best_candidate([c for c in found if not c.skips]).student
+    parts = asked_parts(ws, method) if other == CONTINUED else ["validation"]
+    right = [_answers(ws, student, parts).right for student in (other, best.student)]
+    _, most = paired_difference([right[0]], [right[1]]).interval
     if most <= 0:
         return ""
     return (
-        f" {len(marks)} questions cannot exclude that it answers up to {100 * most:.1f} points "
-        f"fewer right than {other} (95 % interval); more validation questions tell more."
+        f" {len(right[0])} {'validation ' if len(parts) == 1 else ''}questions cannot exclude that "
+        f"it answers up to {100 * most:.1f} points fewer right than {other} (95 % interval); more "
+        "questions tell more."
     )
 
 
 def _described(candidate: Candidate) -> str:
     accuracy = _percent(candidate.accuracy)
+    if candidate.accuracy != candidate.validation_accuracy:
+        accuracy += f" ({_percent(candidate.validation_accuracy)})"
     return f"{candidate.student} {accuracy} in {candidate.generated_tokens:.0f}"
 
 

@@ -17,7 +17,13 @@ from cwt.errors import UserError
 from cwt.evaluation.diagnostics import diagnose
 from cwt.evaluation.generation import Generation, evaluate_by, latency_by, score
 from cwt.files import read_json, write_json, write_lines
-from cwt.pipeline.choice import chosen_student, readiness, write_choice
+from cwt.pipeline.choice import (
+    asked_parts,
+    chosen_student,
+    readiness,
+    training_questions,
+    write_choice,
+)
 from cwt.pipeline.fit import (
     check_positions,
     describe,
@@ -212,10 +218,17 @@ def _train_rounds(ws: Workspace, method: Method, parent: str, progress: Progress
         if skip_round(ws, method, r, told) is None:
             break
         train_on(ws, name, method, rounds[r - 1] if r else parent, 1, told)
-        evaluate_student(ws, name, "validation", told)
+        ask_student(ws, method, name, told)
     if method.may_decline:
         train_method(ws, METHODS[CONTINUED], progress)  # where the row itself was not trained yet
-        evaluate_student(ws, CONTINUED, "validation", progress)
+        for name in (CONTINUED, parent):
+            ask_student(ws, method, name, progress)
+
+
+def ask_student(ws: Workspace, method: Method, name: str, progress: Progress = quiet) -> None:
+    """Has a student answer the questions that decide what a row ends with."""
+    for part in asked_parts(ws, method):
+        evaluate_student(ws, name, part, progress)
 
 
 def skip_round(ws: Workspace, method: Method, index: int, progress: Progress = quiet) -> str | None:
@@ -316,13 +329,14 @@ def evaluate_student(
 ) -> dict[str, Any]:
     """Writes evals/<name>, the score on some questions and what the student wrote; returns it.
 
-    `served` is the student's name on a server, by default its folder.
+    Of the training examples it asks those that help to choose. `served` is the student's name on
+    a server, by default its folder.
     """
     path = ws.evaluation(name, part)
     if path.exists():
         return dict(read_json(path))
     _check_there(ws, name)
-    questions = ws.examples(part)
+    questions = training_questions(ws) if part == "train" else ws.examples(part)
     generator, tokens = open_generator(ws, name, questions, served)
     shares = Shares(questions)
     mine: list[Generation] = []
