@@ -8,7 +8,7 @@ from app_fixtures import examples
 from cwt.config import DataConfig, RunConfig, SkipConfig
 from cwt.data.example import write_examples
 from cwt.errors import UserError
-from cwt.evaluation.statistics import paired_difference
+from cwt.evaluation.statistics import most_behind
 from cwt.files import read_json, write_json, write_lines
 from cwt.pipeline import stages
 from cwt.pipeline.choice import chosen_student, readiness, write_choice
@@ -24,7 +24,7 @@ TRAINED = 24
 @pytest.fixture
 def ws(tmp_path):
     """A run with data and a trained parent; half of the training answers are 7."""
-    skip = SkipConfig(choice_questions=0)
+    skip = SkipConfig(choice_questions=0, max_risk=100)
     config = RunConfig(data=DataConfig(task="arithmetic"), methods="STT", skip=skip)
     run = Workspace(config, tmp_path / "r")
     some = examples(QUESTIONS + TRAINED)
@@ -155,6 +155,7 @@ def test_a_round_that_is_level_on_validation_must_be_level_on_training_questions
     assert found["candidates"][0] == {
         "student": "STT-round-1", "skips": True, "admitted": True, "accuracy": 50 / 64,
         "validation_accuracy": 31 / 40, "generated_tokens": 49.0,
+        "risk": most_behind(marks(range(31)), marks(range(30))),
     }  # fmt: skip
     asked = "accuracy on 40 validation and 24 training questions, in brackets on the validation"
     assert f"STT skips ({asked} questions alone, and tokens): " in found["why"]
@@ -177,23 +178,40 @@ def test_a_schedule_asks_validation_questions_alone(ws):
     assert stages.asked_parts(ws, METHODS["STT-at-once"]) == ["validation", "train"]
 
 
-def test_the_reason_says_how_far_behind_a_round_may_be(ws):
+def test_a_round_must_not_be_far_behind_as_far_as_validation_questions_exclude_it(ws):
+    # Level with `continued`, but the two differ in four questions of forty each way.
+    def chosen(limit):
+        limited = with_options(ws, max_risk=limit)
+        return rounds_and_continued(limited, range(4, 40), continued=range(36))
+
     def said():
         return read_json(ws.choice("STT"))["why"]
 
-    # Level, but the two differ in eight questions of forty each way.
-    rounds_and_continued(ws, range(8, 40), continued=range(32))
-    most = 100 * paired_difference([marks(range(32))], [marks(range(8, 40))]).interval[1]
-    assert 10 < most < 30
-    assert (
-        f"40 validation questions cannot exclude that it answers up to {most:.1f} points fewer"
-        in said()
-    )
-    assert "fewer right than continued (95 % interval)" in said()
-    rounds_and_continued(ws, range(40), continued=range(40))  # the same questions
-    assert "cannot exclude" not in said()
-    rounds_and_continued(ws, range(10), continued=range(30))  # which skips nothing
-    assert "cannot exclude" not in said()
+    risk = 100 * 1.645 * 10**0.5 / 42  # the mean is 0; five questions of 42 each way
+    assert chosen(risk + 0.01) == "STT-round-1"
+    assert read_json(ws.choice("STT"))["candidates"][0]["risk"] == pytest.approx(risk / 100)
+    excluded = f"40 validation questions exclude that it is more than {risk:.1f} points behind"
+    assert f"{excluded} those that skip nothing (one-sided, 95 %)." in said()
+    assert chosen(risk - 0.01) == "continued"
+    assert f"cannot exclude that STT-round-1 is {risk:.1f} points behind" in said()
+    assert f"--skip.max-risk allows {risk - 0.01:g}." in said()
+
+
+def test_the_limit_of_the_risk_lets_pass_what_is_clearly_ahead(ws):
+    ws = with_options(ws, max_risk=SkipConfig().max_risk)
+    assert rounds_and_continued(ws, range(30), continued=range(20)) == "STT-round-1"
+    assert rounds_and_continued(ws, range(40), continued=range(40)) == "continued"  # 5.5 points
+    # Where a round is behind anyway, the reason does not speak of risks.
+    assert rounds_and_continued(ws, range(10), continued=range(30)) == "continued"
+    assert "exclude" not in read_json(ws.choice("STT"))["why"]
+
+
+def test_stt_at_once_has_no_limit_of_the_risk(ws):
+    ws = with_options(ws, max_risk=0)
+    skipped(ws, "STT-at-once-round-1")
+    answers(ws, "STT-at-once-round-1", range(3))
+    assert write_choice(ws, METHODS["STT-at-once"]) == "STT-at-once-round-1"
+    assert read_json(ws.choice("STT-at-once"))["candidates"][0]["risk"] is None
 
 
 def marks(right):
@@ -290,6 +308,7 @@ def test_a_row_that_is_not_trained_says_so(ws):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"choice_questions": -1}, "choice_questions must be at least 0, got -1"),
+     ({"max_risk": -1.0}, "max_risk must be at least 0, got -1.0"),
      ({"ready_skill": 1.5}, "ready_skill must be between 0 and 1, got 1.5"),
      ({"accuracy_tolerance": -1.0}, "accuracy_tolerance must be at least 0, got -1.0")],
 )  # fmt: skip

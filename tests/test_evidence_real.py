@@ -114,12 +114,11 @@ def test_stt_does_not_train_the_rounds_of_stt_at_once_again(settings):
     assert ended == run["choices"]["STT"]["student"]
     same = rows.get(ended, rows["STT-at-once"])
     assert (rows["STT"]["right"], rows["STT"]["tokens"]) == (same["right"], same["tokens"])
-    # What the page computes for runs that did not ask for STT is what such a run gives.
-    without = {**run, "rows": [row for row in run["rows"] if row["name"] != "STT"], "choices": {}}
+    # What the page computes, for all runs alike, is what a run gives that asks for STT.
     path = settings.work / "results.json"
-    path.write_text(json.dumps({"runs": [without]}))
+    path.write_text(json.dumps({"runs": [run]}))
     found = load(path)
-    assert found.found["runs"][0]["ended_with"].replace("-at-once", "") == ended
+    assert found.found["runs"][0]["ended_with"] == ended
     computed = found.rows["nuts", 0, "STT"]
     for key in ("right", "total_loss_tokens", "total_processed_tokens", "skip_seconds"):
         assert computed[key] == pytest.approx(rows["STT"][key]), key
@@ -190,23 +189,25 @@ def test_the_sign_is_that_no_earlier_sentence_holds_the_answer():
     assert not real_collect.underived(example.keeping(frozenset({0, 1, 3})))
 
 
-def test_stt_ends_with_the_best_on_validation_and_with_a_round_of_equals():
-    def run(rounds, **validation):
+def test_stt_ends_with_what_the_rule_of_today_gives():
+    def ends(rounds, max_risk=100, **whole):
         names = [f"STT-at-once-round-{i + 1}" for i in range(len(rounds))]
-        found = [
-            {"name": name, "accuracy": accuracy, "generated_tokens": tokens}
-            for name, (accuracy, tokens) in zip(names, rounds, strict=True)
-        ]
-        scores = dict(zip(names, [accuracy for accuracy, _ in rounds], strict=True))
+        right = dict(zip(names, rounds, strict=True)) | whole
+        answers = {
+            name: {"validation": "1" * n + "0" * (20 - n), "tokens": tokens}
+            for name, (n, tokens) in right.items()
+        }
         rows = [{"name": name} for name in ("FTT", "continued", "STT-at-once")]
-        return {"rows": rows, "rounds": found, "validation": scores | validation}
+        found = {"rows": rows, "rounds": [{"name": n} for n in names], "answers": answers}
+        return stt_ends_with(found, max_risk)
 
-    three = [(0.5, 80), (0.6, 70), (0.6, 60)]
-    assert stt_ends_with(run(three, continued=0.6, FTT=0.1)) == "STT-at-once-round-3"
-    assert stt_ends_with(run(three, continued=0.7, FTT=0.1)) == "continued"
-    assert stt_ends_with(run(three, continued=0.7, FTT=0.8)) == "FTT"
-    assert stt_ends_with(run(three, continued=0.1)) == "STT-at-once-round-3"
-    assert stt_ends_with(run(three, FTT=0.9)) is None
+    three = [(10, 80), (12, 70), (12, 60)]
+    assert ends(three, continued=(12, 9), FTT=(2, 9)) == "STT-at-once-round-3"
+    assert ends(three, continued=(14, 9), FTT=(2, 9)) == "continued"
+    assert ends(three, continued=(14, 9), FTT=(16, 9)) == "FTT"
+    assert ends(three, continued=(2, 9)) == "STT-at-once-round-3"
+    assert ends(three, FTT=(18, 9)) is None
+    assert ends(three, 5, continued=(12, 9), FTT=(2, 9)) == "continued"  # 10 points of 20 questions
 
 
 def results():

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from cwt.evaluation.statistics import paired_difference, wilson_interval
+from cwt.evaluation.statistics import most_behind, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,27 @@ def test_seeds_in_pairs():
     a, b = study(np.random.default_rng(1), 3, 50)
     with pytest.raises(ValueError, match="shorter"):
         paired_difference(a, b[:2])
+
+
+def test_most_behind_is_the_interval_of_bonett_and_price():
+    ours, theirs = (
+        np.array([1.0] * 41 + [0] * 6 + [1] * 3),
+        np.array([1.0] * 41 + [1] * 6 + [0] * 3),
+    )
+    p, q = 7 / 52, 4 / 52  # (6 + 1) and (3 + 1) of 50 + 2
+    upper = p - q + 1.645 * ((p + q - (p - q) ** 2) / 52) ** 0.5
+    assert most_behind(ours, theirs) == pytest.approx(upper)
+    level = np.ones(50)
+    assert most_behind(level, level) == pytest.approx(1.645 * 2**0.5 / 52)  # not 0
+
+
+@pytest.mark.parametrize(("questions", "behind", "ahead"), [(50, 0.1, 0.05), (100, 0.04, 0.02)])
+def test_most_behind_is_exceeded_in_about_one_case_of_twenty(questions, behind, ahead):
+    rng = np.random.default_rng(3)
+    exceeded = 0
+    for _ in range(4000):
+        drawn = rng.random(questions)
+        others = (drawn < behind).astype(float)  # right where the student is wrong
+        marks = (drawn > 1 - ahead).astype(float)
+        exceeded += most_behind(marks, others) < behind - ahead
+    assert 0.01 < exceeded / 4000 < 0.065

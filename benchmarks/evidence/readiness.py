@@ -12,6 +12,7 @@ A cell that is done is not run again. Writes readiness.json and readiness.md int
 """
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cwt.evaluation.statistics import paired_difference
+from cwt.evaluation.statistics import most_behind, paired_difference
 
 Cell = tuple[str, int, int]  # task, budget in loss tokens, seed
 
@@ -39,7 +40,8 @@ PARENT, CONTINUED = "FTT-small-batch", "continued"
 WHOLE = (CONTINUED, PARENT)  # skip nothing
 READY = 0.1  # the skill that STT waits for in these cells
 VALIDATION, TRAINING = 100, 300  # questions that students are asked, beside the test
-ASKED = ((25, 0), (50, 0), (100, 0), (25, 75), (25, 275), (50, 250), (100, 200), (100, 300))
+ASKED = ((25, 0), (50, 0), (100, 0), (25, 275), (50, 250), (100, 200))
+MAX_RISK = 0.05  # the default of skip.max_risk
 DRAWS = 200  # of so many questions, from those that were asked
 
 
@@ -131,22 +133,31 @@ def as_now(cell: dict[str, Any], names: Sequence[str]) -> str:
     return chosen_by(cell, _both(cell, names))
 
 
-def chosen_by(cell: dict[str, Any], marks: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+def at_any_risk(cell: dict[str, Any], names: Sequence[str]) -> str:
+    """The same without the limit of the risk."""
+    return chosen_by(cell, _both(cell, names), max_risk=1.0)
+
+
+def chosen_by(
+    cell: dict[str, Any],
+    marks: dict[str, tuple[np.ndarray, np.ndarray]],
+    max_risk: float = MAX_RISK,
+) -> str:
     """The rule of STT, given which validation and training questions every student has right."""
     from cwt.pipeline.choice import Candidate, admitted, best_candidate
 
-    found = {
-        name: Candidate(
-            name,
-            name not in WHOLE,
-            float(np.concatenate(both).mean()),
-            float(both[0].mean()),
-            cell["students"][name]["validation"]["generated_tokens"],
+    found = {}
+    for name, (held_out, trained) in marks.items():
+        found[name] = Candidate(
+            student=name,
+            skips=name not in WHOLE,
+            accuracy=float(np.concatenate([held_out, trained]).mean()),
+            validation_accuracy=float(held_out.mean()),
+            generated_tokens=cell["students"][name]["validation"]["generated_tokens"],
+            risk=max(most_behind(held_out, marks[other][0]) for other in WHOLE),
         )
-        for name, both in marks.items()
-    }
     rounds = [c for c in found.values() if c.skips]
-    return best_candidate(admitted(rounds, [found[name] for name in WHOLE], 0.0)).student
+    return best_candidate(admitted(rounds, [found[name] for name in WHOLE], 0.0, max_risk)).student
 
 
 def _both(cell: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -199,7 +210,7 @@ def is_behind(cell: dict[str, Any], name: str, other: str) -> bool:
 
 
 RULES: dict[str, Rule] = {
-    "with training questions": as_now, "strict": strict, "paired": paired,
+    "as it is": as_now, "at any risk": at_any_risk, "strict": strict, "paired": paired,
     "paired with whole": paired_with_whole, "two points": two_points,
 }  # fmt: skip
 
@@ -255,26 +266,27 @@ def question_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     questions.
     """
     lines = [
-        "| validation questions | training questions | mean lead over continued "
+        "| validation questions | training questions | risk, at most | mean lead over continued "
         "| worst cell, mean of its choices | choices more than 2 points behind "
         "| ends with a round |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
-    for held_out, trained in ASKED:
+    for limit, (held_out, trained) in itertools.product((1.0, MAX_RISK), ASKED):
         rng = np.random.default_rng(0)
-        each = [_choices(cell, held_out, trained, rng) for cell in cells]
+        each = [_choices(cell, held_out, trained, limit, rng) for cell in cells]
         leads = 100 * np.array([[lead for lead, _ in choices] for choices in each])
         rounds = np.mean([[skips for _, skips in choices] for choices in each])
         behind = (leads < -2).mean()
         lines.append(
-            f"| {held_out} | {trained} | {leads.mean():+.1f} | {leads.mean(1).min():+.1f} "
+            f"| {held_out} | {trained} | {'any' if limit == 1 else f'{100 * limit:g} points'} "
+            f"| {leads.mean():+.1f} | {leads.mean(1).min():+.1f} "
             f"| {100 * behind:.1f} % | {100 * rounds:.0f} % |"
         )
     return lines
 
 
 def _choices(
-    cell: dict[str, Any], held_out: int, trained: int, rng: np.random.Generator
+    cell: dict[str, Any], held_out: int, trained: int, limit: float, rng: np.random.Generator
 ) -> list[tuple[float, bool]]:
     """Returns the lead over `continued` of every choice, and whether it is a round."""
     names = [*skipping_rounds(cell, "STT-at-once"), *WHOLE]
@@ -283,7 +295,8 @@ def _choices(
     found = []
     for _ in range(DRAWS):
         v, t = (rng.choice(n, k, False) for n, k in zip(asked, (held_out, trained), strict=True))
-        chosen = chosen_by(cell, {n: (a[v], b[t]) for n, (a, b) in marks.items()})
+        drawn = {n: (a[v], b[t]) for n, (a, b) in marks.items()}
+        chosen = chosen_by(cell, drawn, limit)
         found.append((outcome(cell, chosen)[1], chosen not in WHOLE))
     return found
 

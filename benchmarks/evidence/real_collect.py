@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cwt.data.example import Example
 from cwt.files import read_json, read_lines, write_json, write_text
-from cwt.pipeline.methods import round_names
+from cwt.pipeline.methods import CONTINUED, round_names
 from cwt.pipeline.results import write_report
 from cwt.pipeline.workspace import Workspace, saved_config
-from real_cell import AT_ONCE, prepare_methods
+from real_cell import AT_ONCE, PARENT, prepare_methods
 
 REAL = Path(__file__).parent / "real"
 SHOWN = 10  # examples of a task
@@ -65,13 +66,10 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
                 "tokens": [g["tokens"] for g in by_id],
             }
         )
-    validation, training = (
-        {
-            path.stem.removesuffix(f"-{part}"): read_json(path)["accuracy"]
-            for path in sorted(ws.out.glob(f"evals/*-{part}.json"))
-        }
-        for part in ("validation", "train")
-    )
+    validation = {
+        path.stem.removesuffix("-validation"): read_json(path)["accuracy"]
+        for path in sorted(ws.out.glob("evals/*-validation.json"))
+    }
     choices = {path.stem: read_json(path) for path in sorted(ws.out.glob("choices/*.json"))}
     config, data = report["config"], report["data"]
     data["files"] = {Path(path).name: digest for path, digest in data["files"].items()}
@@ -85,7 +83,7 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "tokens_per_epoch": read_json(ws.chunks_record)["tokens_per_epoch"],
         "chunks": report["chunking"],
         "validation": validation,
-        "training": training,
+        "answers": _answers(ws),
         "choices": choices,
         "seconds": read_json(seconds) if seconds.exists() else {},
         "left_out": _left_out(ws),
@@ -117,6 +115,21 @@ def _rounds(ws: Workspace) -> list[dict[str, Any]]:
                 | {key: decided[key] for key in ("judge", "skipped_share", "seconds")}
                 | {key: figures[key] for key in ("accuracy", "generated_tokens")}
             )
+    return found
+
+
+def _answers(ws: Workspace) -> dict[str, dict[str, Any]]:
+    """Returns which questions each student that STT may end with has right, and in what tokens."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in [*round_names(AT_ONCE, ws.config.skip.rounds), CONTINUED, PARENT]:
+        asked = {part: ws.generations(name, part) for part in ("validation", "train")}
+        rows = {part: list(read_lines(path)) for part, path in asked.items() if path.exists()}
+        if "validation" not in rows:
+            continue
+        found[name] = {
+            part: "".join(str(int(row["correct"])) for row in part_rows)
+            for part, part_rows in rows.items()
+        } | {"tokens": float(np.mean([r["tokens"] for part in rows.values() for r in part]))}
     return found
 
 

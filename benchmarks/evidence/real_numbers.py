@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cwt.config import SkipConfig
+from cwt.evaluation.statistics import most_behind
 from cwt.files import read_json
+from cwt.pipeline.choice import Candidate, admitted, best_candidate
+from cwt.pipeline.methods import CONTINUED
+from real_cell import AT_ONCE, PARENT
 
 REAL = Path(__file__).parent / "real"
 DRAWS = 4000
@@ -20,8 +25,9 @@ TASKS = {  # file: name on the pages
 }
 ROWS = (  # in the order of the pages
     "answer-only", "FTT", "FTT-long", "CWT", "CWT-one-pass", "continued", "STT", "STT-at-once",
-    "random-skips", "truncation-skips", "perplexity-skips", "entropy-skips", "forward-skips",
-    "literal-skips", "surprisal-tokens", "internalised", "shortest-correct",
+    "STT-in-one-piece", "STT-skip-marks", "random-skips", "truncation-skips", "perplexity-skips",
+    "entropy-skips", "forward-skips", "literal-skips", "surprisal-tokens", "internalised",
+    "shortest-correct",
 )  # fmt: skip
 
 
@@ -132,39 +138,49 @@ def _mean(tasks: Sequence[Sequence[np.ndarray]]) -> Mean:
 
 
 def load(path: Path = REAL / "results.json") -> Results:
-    """Returns the figures of a file, with the row STT where it follows from other rows."""
+    """Returns the figures of a file, with the row STT by the rule of today."""
     found = read_json(path)
     for run in found["runs"]:
         run["ended_with"] = ended = stt_ends_with(run)
+        run["rows"] = [row for row in run["rows"] if row["name"] != "STT"]
         rows = {row["name"]: row for row in run["rows"]}
-        if ended is None or "STT" in rows:
+        if ended is None or ended not in (*rows, run["choices"][AT_ONCE]["student"]):
             continue
-        row = rows.get(ended, rows["STT-at-once"])
+        row = rows.get(ended, rows[AT_ONCE])
         # Its rounds come from the parent, and so does `continued`, which it compares itself with.
         own = {
-            key: rows["STT-at-once"][key] + rows["continued"][key] - rows["FTT"][key]
+            key: rows[AT_ONCE][key] + rows[CONTINUED][key] - rows[PARENT][key]
             for key in row
             if key.startswith("total_")
         }
-        own["skip_seconds"] = rows["STT-at-once"]["skip_seconds"]
+        own["skip_seconds"] = rows[AT_ONCE]["skip_seconds"]
         run["rows"].append({**row, **own, "name": "STT"})
     return Results(found)
 
 
-def stt_ends_with(run: dict[str, Any]) -> str | None:
+def stt_ends_with(run: dict[str, Any], max_risk: float = SkipConfig().max_risk) -> str | None:
     """Returns what skip-thinking training (STT) ends with in a run; None where that is not known.
 
-    STT trains the rounds of STT-at-once. Where the run did not ask for STT, what it would have
-    ended with by validation questions alone, as these runs were asked, is computed here: the best
-    validation accuracy among the rounds, `continued` and the parent. A student whose validation
-    accuracy is not known cannot win.
+    STT trains the rounds of STT-at-once. The rule has changed since the first runs, so what STT
+    ends with is computed from the answers, for all runs alike. A parent whose answers are not known
+    cannot win.
+
+    Args:
+        run: of results.json.
+        max_risk: as skip.max_risk, in points.
     """
-    if any(row["name"] == "STT" for row in run["rows"]):
-        return str(run["choices"]["STT"]["student"])
-    validation = run["validation"]
-    rounds, names = run["rounds"], {row["name"] for row in run["rows"]}
-    if not {"STT-at-once", "continued"} <= names or "continued" not in validation:
+    answers, names = run["answers"], {row["name"] for row in run["rows"]}
+    if not {AT_ONCE, CONTINUED} <= names or CONTINUED not in answers:
         return None
-    best = min(rounds, key=lambda r: (-r["accuracy"], r["generated_tokens"]))["name"]
-    whole = max(("continued", "FTT"), key=lambda name: validation.get(name, 0.0))
-    return best if validation[best] >= validation[whole] else whole
+    parent = PARENT if PARENT in answers else CONTINUED
+    held_out = {name: np.array([*a["validation"]], float) for name, a in answers.items()}
+
+    def candidate(name: str, skips: bool) -> Candidate:
+        marks = np.array([*answers[name]["validation"], *answers[name].get("train", "")], float)
+        risk = max(most_behind(held_out[name], held_out[other]) for other in (CONTINUED, parent))
+        tokens = answers[name]["tokens"]
+        return Candidate(name, skips, marks.mean(), held_out[name].mean(), tokens, risk)
+
+    rounds = [candidate(r["name"], True) for r in run["rounds"]]
+    whole = [candidate(name, False) for name in (CONTINUED, parent)]
+    return best_candidate(admitted(rounds, whole, 0.0, max_risk / 100)).student

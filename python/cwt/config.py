@@ -116,6 +116,9 @@ class SkipConfig(SkipCriterion):
             frequent answer, to 1, all right; 0: it begins at once.
         choice_questions: how many questions decide what STT ends with, at least: the validation
             questions and, where they are fewer, training questions. 0: validation questions alone.
+        max_risk: STT ends with no round that may be more points than this behind `continued` or the
+            parent, as far as validation questions exclude it (upper end of a one-sided 95 %
+            interval). 100: no limit.
         accuracy_tolerance: points of accuracy that STT may lose. It ends with the round that writes
             the fewest tokens of those whose accuracy is within this of the best, the row
             `continued` and the parent included; else with the better of those two.
@@ -131,6 +134,7 @@ class SkipConfig(SkipCriterion):
     rounds: int = 4
     ready_skill: float = 0.0
     choice_questions: int = 300
+    max_risk: float = 5.0
     accuracy_tolerance: Annotated[float, short("accuracy-tolerance")] = 0.0
     matched_share: float = 0.0
     samples: int = 4
@@ -142,7 +146,7 @@ class SkipConfig(SkipCriterion):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "rounds", "samples")
-        _at_least(self, 0, "choice_questions", "accuracy_tolerance")
+        _at_least(self, 0, "choice_questions", "max_risk", "accuracy_tolerance")
         if not self.sample_temperature > 0:
             raise UserError(
                 f"sample_temperature must be greater than 0, got {self.sample_temperature}."

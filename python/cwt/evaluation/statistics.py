@@ -31,6 +31,22 @@ class Difference:
     by_seed: tuple[float, ...]
 
 
+def most_behind(marks: np.ndarray, others: np.ndarray) -> float:
+    """Returns by how much a student may be behind another, as far as some questions exclude it.
+
+    It is the upper end of a one-sided 95 % interval of the difference, a share: the adjusted Wald
+    interval of Bonett and Price (2012), which counts one more question each way, because a few
+    questions without any difference prove little.
+
+    Args:
+        marks: (questions,), 1 where the student is right.
+        others: the same for the other student, on the same questions.
+    """
+    d = np.append(others - marks, [1.0, -1.0])
+    mean, questions = d.mean(), len(d)
+    return float(mean + 1.645 * np.sqrt(((d - mean) ** 2).sum()) / questions)
+
+
 def paired_difference(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], draws: int = 4000
 ) -> Difference:

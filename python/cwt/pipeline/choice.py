@@ -15,7 +15,7 @@ import numpy as np
 from cwt.data.answers import same_answer
 from cwt.data.example import Example
 from cwt.errors import UserError
-from cwt.evaluation.statistics import paired_difference
+from cwt.evaluation.statistics import most_behind
 from cwt.files import read_json, read_lines, write_json
 from cwt.pipeline.methods import CONTINUED, Method, parent_of, round_names
 from cwt.pipeline.workspace import Workspace
@@ -50,6 +50,9 @@ class Candidate:
         accuracy: share of all questions asked that it answers right.
         validation_accuracy: the same of the validation questions alone.
         generated_tokens: mean per question asked.
+        risk: how far a round may be behind the students that skip nothing, as far as validation
+            questions can exclude it (one-sided, 95 %), a share; None for those, and where the row
+            must skip.
         admitted: whether the row may end with it: see `candidates`.
     """
 
@@ -58,6 +61,7 @@ class Candidate:
     accuracy: float
     validation_accuracy: float
     generated_tokens: float
+    risk: float | None = None
     admitted: bool = False
 
 
@@ -100,36 +104,45 @@ def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     Those that skip nothing are `continued` and the parent, where the row may decline. A row that
     follows a schedule admits its last round.
     """
-    parts = asked_parts(ws, method)
-
-    def candidate(name: str, skips: bool) -> Candidate:
-        answers, validation = _answers(ws, name, parts), _answers(ws, name, ["validation"])
-        return Candidate(
-            name, skips, answers.accuracy, validation.accuracy, float(answers.tokens.mean())
-        )
-
-    names = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
-    rounds = [candidate(name, True) for name in names]
+    rounds = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
+    whole = [CONTINUED, _parent(ws, method)] if method.may_decline else []
+    parts, held_out = asked_parts(ws, method), {}
+    found = []
+    for name in [*rounds, *whole]:
+        answers, held_out[name] = _answers(ws, name, parts), _answers(ws, name, ["validation"])
+        tokens = float(answers.tokens.mean())
+        skips = name in rounds
+        found.append(Candidate(name, skips, answers.accuracy, held_out[name].accuracy, tokens))
+    skipping, others = found[: len(rounds)], found[len(rounds) :]
     if method.skips == "schedule":
-        return [*rounds[:-1], replace(rounds[-1], admitted=True)]
-    whole = (CONTINUED, _parent(ws, method)) if method.may_decline else ()
-    tolerance = ws.config.skip.accuracy_tolerance / 100
-    return admitted(rounds, [candidate(name, False) for name in whole], tolerance)
+        return [*skipping[:-1], replace(skipping[-1], admitted=True)]
+    if whole:
+        skipping = [
+            replace(
+                c,
+                risk=max(most_behind(held_out[c.student].right, held_out[n].right) for n in whole),
+            )
+            for c in skipping
+        ]
+    limits = ws.config.skip
+    return admitted(skipping, others, limits.accuracy_tolerance / 100, limits.max_risk / 100)
 
 
 def admitted(
-    rounds: Sequence[Candidate], whole: Sequence[Candidate], tolerance: float
+    rounds: Sequence[Candidate], whole: Sequence[Candidate], tolerance: float, max_risk: float
 ) -> list[Candidate]:
     """Returns the rounds, with those admitted that a row may end with, and what skips nothing.
 
-    A round is admitted if it is behind neither `continued` nor the parent, nor another such round.
-    Rounds and `continued` have trained on the training questions for as long, so all questions
-    count between them; the parent has not, so against it validation questions alone count.
+    A round is admitted if it is behind neither `continued` nor the parent, nor another such round,
+    and if validation questions exclude that it is far behind.
+    `continued` has trained on the training questions at least as long as a round has, so against it
+    all questions count; the parent has not, so against it validation questions alone count.
 
     Args:
         rounds: that skip.
         whole: `continued` and the parent, in this order; none where the row must skip.
         tolerance: how far behind is not behind, a share of the questions.
+        max_risk: the risk of a round that is admitted, at most, a share.
     """
     allowed = tolerance + 1e-9  # rounding must not decide
     level = list(rounds)
@@ -140,6 +153,7 @@ def admitted(
             for c in rounds
             if c.accuracy >= continued.accuracy - allowed
             and c.validation_accuracy >= parent.validation_accuracy - allowed
+            and (c.risk is None or c.risk <= max_risk)
         ]
     best = max((c.accuracy for c in level), default=0.0)
     may = [c in level and c.accuracy >= best - allowed for c in rounds]
@@ -256,7 +270,7 @@ def _reason(
     compared = f"{_described(best)}; {others}" if others else _described(best)
     verdict = "skips" if best.skips else "chose not to skip"
     waited = f" It began after {len(checked) - 1} rounds of waiting." if len(checked) > 1 else ""
-    risk = _risk(ws, method, best, found) if best.skips and method.may_decline else ""
+    risk = _risk(ws, best, found)
     return f"{method.name} {verdict} ({_questions(ws, method)}): {compared}.{waited}{risk}"
 
 
@@ -271,17 +285,24 @@ def _questions(ws: Workspace, method: Method) -> str:
     )
 
 
-def _risk(ws: Workspace, method: Method, best: Candidate, found: Sequence[Candidate]) -> str:
-    """Returns how far a round may be behind those that skip nothing, as far as is known."""
-    other = best_candidate([c for c in found if not c.skips]).student
-    parts = asked_parts(ws, method) if other == CONTINUED else ["validation"]
-    right = [_answers(ws, student, parts).right for student in (other, best.student)]
-    _, most = paired_difference([right[0]], [right[1]]).interval
-    if most <= 0:
+def _risk(ws: Workspace, best: Candidate, found: Sequence[Candidate]) -> str:
+    """Returns how far the chosen round may be behind, or which round was not safe enough."""
+    risks = {c.student: 100 * c.risk for c in found if c.risk is not None}
+    questions, limit = len(ws.examples("validation")), ws.config.skip.max_risk
+    if best.student in risks:
+        return (
+            f" {questions} validation questions exclude that it is more than "
+            f"{risks[best.student]:.1f} points behind those that skip nothing (one-sided, 95 %)."
+        )
+    refused = [
+        c for c in found if risks.get(c.student, 0.0) > limit and c.accuracy >= best.accuracy
+    ]
+    if not refused or best.skips:
         return ""
+    nearest = max(refused, key=lambda c: c.accuracy).student
     return (
-        f" {len(right[0])} {'validation ' if len(parts) == 1 else ''}questions cannot exclude that "
-        f"it answers up to {100 * most:.1f} points fewer right than {other} (95 % interval); more "
+        f" {questions} validation questions cannot exclude that {nearest} is {risks[nearest]:.1f} "
+        f"points behind those that skip nothing; --skip.max-risk allows {limit:g}. More validation "
         "questions tell more."
     )
 
