@@ -22,7 +22,7 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "CWT_CPU_CAPABILITY": "avx2", "DNNL_MAX_C
 SMALLER = [
     *("--data.train-size", "40", "--data.validation-size", "8", "--data.test-size", "20"),
     *("--budget", "3000", "--methods", "FTT,CWT,STT", "--train.parent", "CWT"),
-    *("--skip.ready-skill", "0", "--skip.rounds", "2", "--eval.max-new-tokens", "60"),
+    *("--skip.max-risk", "100", "--skip.rounds", "2", "--eval.max-new-tokens", "60"),
 ]
 
 

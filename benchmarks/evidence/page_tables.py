@@ -22,7 +22,9 @@ WRONG = "rationale contradicts the gold answer"
 PAIRS = (
     ("CWT", "FTT"), ("CWT", "FTT-long"), ("CWT-one-pass", "FTT"), ("CWT-one-pass", "CWT"),
     ("FTT", "answer-only"), ("continued", "FTT"), (AT_ONCE, "continued"), ("STT", "continued"),
-    (AT_ONCE, "random-skips"), (AT_ONCE, "FTT"),
+    (AT_ONCE, "random-skips"), (AT_ONCE, "FTT"), ("STT-in-one-piece", "continued"),
+    ("STT-skip-marks", "continued"), ("STT-in-one-piece", AT_ONCE),
+    ("STT-skip-marks", "STT-in-one-piece"),
 )  # fmt: skip
 
 
