@@ -325,9 +325,9 @@ def generated_training_table(task: str) -> list[str]:
     return rivals_tables.training_table(generated_rivals(task), task)
 
 
-def readiness_table() -> list[str]:
+def readiness_table(file: str = "readiness.json") -> list[str]:
     """Returns the cells that readiness.py ran."""
-    return readiness.cell_lines(read_json(HERE / "readiness.json"))
+    return readiness.cell_lines(read_json(HERE / file))
 
 
 def rules_table() -> list[str]:
@@ -390,6 +390,7 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "rivals": lambda: rivals_table(found),
         **{f"rivals-{t}": partial(generated_rivals_table, t) for t in GENERATED_RIVALS},
         "readiness": readiness_table,
+        "readiness-fresh": lambda: readiness_table("readiness-fresh.json"),
         "readiness-rules": rules_table,
         "readiness-questions": questions_table,
         "traces": traces_table,
