@@ -118,7 +118,7 @@ class SkipConfig(SkipCriterion):
             questions and, where they are fewer, training questions. 0: validation questions alone.
         max_risk: STT ends with no round that may be more points than this behind `continued` or the
             parent, as far as validation questions exclude it (upper end of a one-sided 95 %
-            interval). 100: no limit.
+            interval), the accuracy tolerance added. 100: no limit.
         accuracy_tolerance: points of accuracy that STT may lose. It ends with the round that writes
             the fewest tokens of those whose accuracy is within this of the best, the row
             `continued` and the parent included; else with the better of those two.

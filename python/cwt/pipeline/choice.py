@@ -106,24 +106,24 @@ def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     """
     rounds = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
     whole = [CONTINUED, _parent(ws, method)] if method.may_decline else []
-    parts, held_out = asked_parts(ws, method), {}
+    names, parts = [*rounds, *whole], asked_parts(ws, method)
+    held_out = {name: _answers(ws, name, ["validation"]).right for name in names}
     found = []
-    for name in [*rounds, *whole]:
-        answers, held_out[name] = _answers(ws, name, parts), _answers(ws, name, ["validation"])
-        tokens = float(answers.tokens.mean())
-        skips = name in rounds
-        found.append(Candidate(name, skips, answers.accuracy, held_out[name].accuracy, tokens))
-    skipping, others = found[: len(rounds)], found[len(rounds) :]
+    for name in names:
+        answers, skips = _answers(ws, name, parts), name in rounds
+        risks = [most_behind(held_out[name], held_out[other]) for other in whole if skips]
+        candidate = Candidate(
+            student=name,
+            skips=skips,
+            accuracy=float(answers.right.mean()),
+            validation_accuracy=float(held_out[name].mean()),
+            generated_tokens=float(answers.tokens.mean()),
+            risk=max(risks, default=None),
+        )
+        found.append(candidate)
     if method.skips == "schedule":
-        return [*skipping[:-1], replace(skipping[-1], admitted=True)]
-    if whole:
-        skipping = [
-            replace(
-                c,
-                risk=max(most_behind(held_out[c.student].right, held_out[n].right) for n in whole),
-            )
-            for c in skipping
-        ]
+        return [*found[:-1], replace(found[-1], admitted=True)]
+    skipping, others = found[: len(rounds)], found[len(rounds) :]
     limits = ws.config.skip
     return admitted(skipping, others, limits.accuracy_tolerance / 100, limits.max_risk / 100)
 
@@ -134,15 +134,15 @@ def admitted(
     """Returns the rounds, with those admitted that a row may end with, and what skips nothing.
 
     A round is admitted if it is behind neither `continued` nor the parent, nor another such round,
-    and if validation questions exclude that it is far behind.
-    `continued` has trained on the training questions at least as long as a round has, so against it
-    all questions count; the parent has not, so against it validation questions alone count.
+    and if validation questions exclude that it is far behind. `continued` has trained on the
+    training questions for at least as long as a round has, so against it all questions count; the
+    parent has not, so against it validation questions alone count.
 
     Args:
         rounds: that skip.
         whole: `continued` and the parent, in this order; none where the row must skip.
         tolerance: how far behind is not behind, a share of the questions.
-        max_risk: the risk of a round that is admitted, at most, a share.
+        max_risk: the risk of a round that is admitted, beyond the tolerance, at most, a share.
     """
     allowed = tolerance + 1e-9  # rounding must not decide
     level = list(rounds)
@@ -153,7 +153,7 @@ def admitted(
             for c in rounds
             if c.accuracy >= continued.accuracy - allowed
             and c.validation_accuracy >= parent.validation_accuracy - allowed
-            and (c.risk is None or c.risk <= max_risk)
+            and (c.risk is None or c.risk <= max_risk + allowed)
         ]
     best = max((c.accuracy for c in level), default=0.0)
     may = [c in level and c.accuracy >= best - allowed for c in rounds]
@@ -179,11 +179,6 @@ class _Answers:
 
     right: np.ndarray
     tokens: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """The share of the questions that it answers right."""
-        return float(self.right.mean())
 
 
 def _answers(ws: Workspace, student: str, parts: Sequence[str]) -> _Answers:
@@ -288,7 +283,8 @@ def _questions(ws: Workspace, method: Method) -> str:
 def _risk(ws: Workspace, best: Candidate, found: Sequence[Candidate]) -> str:
     """Returns how far the chosen round may be behind, or which round was not safe enough."""
     risks = {c.student: 100 * c.risk for c in found if c.risk is not None}
-    questions, limit = len(ws.examples("validation")), ws.config.skip.max_risk
+    questions, limits = len(ws.examples("validation")), ws.config.skip
+    limit = limits.max_risk + limits.accuracy_tolerance
     if best.student in risks:
         return (
             f" {questions} validation questions exclude that it is more than "
@@ -302,8 +298,8 @@ def _risk(ws: Workspace, best: Candidate, found: Sequence[Candidate]) -> str:
     nearest = max(refused, key=lambda c: c.accuracy).student
     return (
         f" {questions} validation questions cannot exclude that {nearest} is {risks[nearest]:.1f} "
-        f"points behind those that skip nothing; --skip.max-risk allows {limit:g}. More validation "
-        "questions tell more."
+        f"points behind those that skip nothing; --skip.max-risk allows {limits.max_risk:g}. More "
+        "validation questions tell more."
     )
 
 
