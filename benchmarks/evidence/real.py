@@ -38,7 +38,7 @@ TASKS = (
 )
 ROWS = "FTT,CWT,continued,STT-at-once,random-skips,STT"
 MORE = (
-    "answer-only,CWT-one-pass,truncation-skips,perplexity-skips/"
+    "answer-only,CWT-one-pass,STT-in-one-piece,STT-skip-marks,truncation-skips,perplexity-skips/"
     "entropy-skips,literal-skips,internalised,surprisal-tokens,shortest-correct"
 )
 PACK_SECONDS = 30.0

@@ -299,7 +299,7 @@ def _risk(ws: Workspace, best: Candidate, found: Sequence[Candidate]) -> str:
     return (
         f" {questions} validation questions cannot exclude that {nearest} is {risks[nearest]:.1f} "
         f"points behind those that skip nothing; --skip.max-risk allows {limits.max_risk:g}. More "
-        "validation questions tell more."
+        f"validation questions tell more; students/{nearest} is kept."
     )
 
 
