@@ -22,7 +22,7 @@ SIZES = ["--data.train-size", "24", "--data.validation-size", "8", "--data.test-
 BUDGET = 600
 SMALL = [*SIZES, "--budget", str(BUDGET), "--skip.rounds", "2", "--eval.max-new-tokens", "16",
          "--eval.batch-size", "12", "--eval.latency-questions", "1",
-         "--train.parent", "CWT", "--skip.ready-skill", "0"]  # fmt: skip
+         "--train.parent", "CWT", "--skip.max-risk", "100"]  # fmt: skip
 
 
 def environment():
@@ -143,7 +143,7 @@ def test_inspect_shows_chunks_losses_and_reasons(finished, capsys):
 def test_stages_one_by_one_give_the_run(finished, tmp_path):
     out, _ = finished
     (tmp_path / "small.yaml").write_text(
-        f"train: {{budget: {BUDGET}, parent: CWT}}\nskip: {{rounds: 2, ready_skill: 0}}\n"
+        f"train: {{budget: {BUDGET}, parent: CWT}}\nskip: {{rounds: 2, max_risk: 100}}\n"
         "eval: {max_new_tokens: 16, batch_size: 12, latency_questions: 1}\n"
     )
     config = ["--config", str(tmp_path / "small.yaml")]

@@ -17,7 +17,7 @@ class Row:
 
     The cost of a row starts from the given student, so it includes the parent. Fields that begin
     with `total_` count all that was trained to get the row, also rounds of skip-thinking training
-    (STT) that lost on validation. The same names without `total_` count the chosen student's path:
+    (STT) that were not chosen. The same names without `total_` count the chosen student's path:
     the parent and the rounds up to the chosen one.
 
     Attributes:

@@ -35,7 +35,7 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
         f"{train['parent']}. Accuracy is the mean of the seeds, each in "
         "brackets. Differences are on the same questions; their 95 % interval is a bootstrap over "
         f"seeds, then questions; with {len(found['seeds'])} seeds it is rough. Costs count all "
-        "that was trained for a row, its parent and rounds that lost on validation included.",
+        "that was trained for a row, its parent and rounds that were not chosen included.",
         "",
     ]
     for name, how in found.get("failed", {}).items():

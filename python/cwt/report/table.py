@@ -256,7 +256,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     lines = [
         "Costs count all that was trained for a row, from the given student on: STT, continued and "
         f"the skip controls include their parent, {report['config']['train']['parent']}; STT also "
-        "the rounds that lost on validation, and continued. Intervals are over the test questions "
+        "the rounds that were not chosen, and continued. Intervals are over the test questions "
         "of this one seed."
     ]
     for row in report["methods"]:
