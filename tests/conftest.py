@@ -1,5 +1,6 @@
 import gc
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from hypothesis import settings
 # The same cases on every run: a suite that gates a landing must not depend on luck.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+# A script that starts the suite in its background has it ignore Ctrl-C, and so would every process
+# that a test starts: tests of stopping in order would fail, or wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def seed_everything() -> None:
