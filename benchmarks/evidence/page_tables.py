@@ -11,12 +11,12 @@ import traces
 from cwt.files import read_json
 from cwt.report.table import markdown_table
 from page_figure import Point
-from real_numbers import REAL, TASKS, Mean, Results, load
+from real_cell import AT_ONCE
+from real_numbers import REAL, TASKS, Mean, Results, load, validation_accuracy
 
 HERE = REAL.parent
 SWEEPS = ("arithmetic", "objects", "coin", "letters")  # equal loss tokens; a task each
 PAGES = (*SWEEPS, "coin-100k", "processed", "dropout")
-AT_ONCE = "STT-at-once"
 CUT = "rationale was cut off"
 WRONG = "rationale contradicts the gold answer"
 PAIRS = (
@@ -141,7 +141,7 @@ def skips_table(found: Results) -> list[str]:
         key = (run["task"], run["seed"])
         if run["long"] or (*key, AT_ONCE) not in found.rows:
             continue
-        at_once, parent = found.rows[(*key, AT_ONCE)], run["validation"].get("FTT")
+        at_once, parent = found.rows[(*key, AT_ONCE)], validation_accuracy(run, "FTT")
         ended = (run["ended_with"] or "-").replace(AT_ONCE, "STT").removeprefix("STT-")
         rows.append(
             [
@@ -164,8 +164,7 @@ def rounds_table(found: Results) -> list[str]:
     """Returns the rounds of STT-at-once on validation questions, of runs that were cut too."""
     rows = []
     for run in found.found["runs"]:
-        base = run["validation"]
-        cells = [_percent(base.get(name)) for name in ("FTT", "continued")]
+        cells = [_percent(validation_accuracy(run, name)) for name in ("FTT", "continued")]
         for number, r in enumerate(run["rounds"], 1):
             share, tokens = _percent(r["skipped_share"]), f"{r['generated_tokens']:.0f}"
             own = [r["judge"], share, _percent(r["accuracy"]), tokens]

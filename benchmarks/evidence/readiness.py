@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cwt.evaluation.statistics import most_behind, paired_difference
+from cwt.config import SkipConfig
+from cwt.evaluation.statistics import paired_difference
+from cwt.pipeline.choice import Answers, admitted, best_candidate
 
 Cell = tuple[str, int, int]  # task, budget in loss tokens, seed
 
@@ -41,14 +43,14 @@ WHOLE = (CONTINUED, PARENT)  # skip nothing
 READY = 0.1  # the skill that STT waits for in these cells
 VALIDATION, TRAINING = 100, 300  # questions that students are asked, beside the test
 ASKED = ((25, 0), (50, 0), (100, 0), (25, 275), (50, 250), (100, 200))
-MAX_RISK = 0.05  # the default of skip.max_risk
+MAX_RISK = SkipConfig().max_risk / 100
 DRAWS = 200  # of so many questions, from those that were asked
 
 
 def run_cell(cell: Cell, out: Path, cpu: bool) -> dict[str, Any]:
     """Returns what a cell gives, trained and scored where that is new; writes cell.json."""
     import torch
-    from cwt.config import DataConfig, EvalConfig, RunConfig, SkipConfig, TrainConfig
+    from cwt.config import DataConfig, EvalConfig, RunConfig, TrainConfig
     from cwt.files import read_json, write_json
     from cwt.pipeline.run import run
     from cwt.students.load import quiet_libraries
@@ -144,20 +146,11 @@ def chosen_by(
     max_risk: float = MAX_RISK,
 ) -> str:
     """The rule of STT, given which validation and training questions every student has right."""
-    from cwt.pipeline.choice import Candidate, admitted, best_candidate
-
-    found = {}
-    for name, (held_out, trained) in marks.items():
-        found[name] = Candidate(
-            student=name,
-            skips=name not in WHOLE,
-            accuracy=float(np.concatenate([held_out, trained]).mean()),
-            validation_accuracy=float(held_out.mean()),
-            generated_tokens=cell["students"][name]["validation"]["generated_tokens"],
-            risk=max(most_behind(held_out, marks[other][0]) for other in WHOLE),
-        )
-    rounds = [c for c in found.values() if c.skips]
-    return best_candidate(admitted(rounds, [found[name] for name in WHOLE], 0.0, max_risk)).student
+    answers = {
+        name: Answers(*both, cell["students"][name]["validation"]["generated_tokens"])
+        for name, both in marks.items()
+    }
+    return best_candidate(admitted(answers, WHOLE, 0.0, max_risk)).student
 
 
 def _both(cell: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

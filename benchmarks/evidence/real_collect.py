@@ -66,10 +66,6 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
                 "tokens": [g["tokens"] for g in by_id],
             }
         )
-    validation = {
-        path.stem.removesuffix("-validation"): read_json(path)["accuracy"]
-        for path in sorted(ws.out.glob("evals/*-validation.json"))
-    }
     choices = {path.stem: read_json(path) for path in sorted(ws.out.glob("choices/*.json"))}
     config, data = report["config"], report["data"]
     data["files"] = {Path(path).name: digest for path, digest in data["files"].items()}
@@ -82,7 +78,6 @@ def _run(ws: Workspace, task: str, seed: int, long: bool) -> dict[str, Any]:
         "data": data,
         "tokens_per_epoch": read_json(ws.chunks_record)["tokens_per_epoch"],
         "chunks": report["chunking"],
-        "validation": validation,
         "answers": _answers(ws),
         "choices": choices,
         "seconds": read_json(seconds) if seconds.exists() else {},

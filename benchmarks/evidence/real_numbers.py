@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from cwt.config import SkipConfig
-from cwt.evaluation.statistics import most_behind
 from cwt.files import read_json
-from cwt.pipeline.choice import Candidate, admitted, best_candidate
+from cwt.pipeline.choice import Answers, admitted, best_candidate
 from cwt.pipeline.methods import CONTINUED
 from real_cell import AT_ONCE, PARENT
 
@@ -158,6 +157,12 @@ def load(path: Path = REAL / "results.json") -> Results:
     return Results(found)
 
 
+def validation_accuracy(run: dict[str, Any], name: str) -> float | None:
+    """Returns the share of validation questions that a student of a run answers right, if known."""
+    marks = run["answers"].get(name, {}).get("validation")
+    return marks.count("1") / len(marks) if marks else None
+
+
 def stt_ends_with(run: dict[str, Any], max_risk: float = SkipConfig().max_risk) -> str | None:
     """Returns what skip-thinking training (STT) ends with in a run; None where that is not known.
 
@@ -172,15 +177,12 @@ def stt_ends_with(run: dict[str, Any], max_risk: float = SkipConfig().max_risk) 
     answers, names = run["answers"], {row["name"] for row in run["rows"]}
     if not {AT_ONCE, CONTINUED} <= names or CONTINUED not in answers:
         return None
-    parent = PARENT if PARENT in answers else CONTINUED
-    held_out = {name: np.array([*a["validation"]], float) for name, a in answers.items()}
-
-    def candidate(name: str, skips: bool) -> Candidate:
-        marks = np.array([*answers[name]["validation"], *answers[name].get("train", "")], float)
-        risk = max(most_behind(held_out[name], held_out[other]) for other in (CONTINUED, parent))
-        tokens = answers[name]["tokens"]
-        return Candidate(name, skips, marks.mean(), held_out[name].mean(), tokens, risk)
-
-    rounds = [candidate(r["name"], True) for r in run["rounds"]]
-    whole = [candidate(name, False) for name in (CONTINUED, parent)]
-    return best_candidate(admitted(rounds, whole, 0.0, max_risk / 100)).student
+    whole = [name for name in (CONTINUED, PARENT) if name in answers]
+    asked = {
+        name: Answers(
+            *(np.array([*answers[name].get(part, "")], float) for part in ("validation", "train")),
+            answers[name]["tokens"],
+        )
+        for name in [*(r["name"] for r in run["rounds"]), *whole]
+    }
+    return best_candidate(admitted(asked, whole, 0.0, max_risk / 100)).student

@@ -6,7 +6,7 @@ nothing.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,6 +38,21 @@ class Readiness:
     accuracy: float
     chance: float
     skill: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a student answers to the questions that decide.
+
+    Attributes:
+        validation: (questions,), 1 where a validation question is answered right, else 0.
+        train: the same for the training questions; may be empty.
+        generated_tokens: mean per question asked.
+    """
+
+    validation: np.ndarray
+    train: np.ndarray
+    generated_tokens: float
 
 
 @dataclass(frozen=True)
@@ -83,18 +98,20 @@ def chance_accuracy(ws: Workspace) -> float:
 
 def asked_parts(ws: Workspace, method: Method) -> list[str]:
     """Returns the parts of the data whose questions decide what a row ends with."""
-    if method.skips == "schedule" or not training_questions(ws):
-        return ["validation"]
-    return ["validation", "train"]
+    schedule = method.skips == "schedule"
+    return ["validation"] if schedule or not _missing(ws) else ["validation", "train"]
+
+
+def _missing(ws: Workspace) -> int:
+    """Returns how many training questions are asked beside the validation questions, at most."""
+    return max(ws.config.skip.choice_questions - len(ws.examples("validation")), 0)
 
 
 def training_questions(ws: Workspace) -> list[Example]:
     """Returns the training examples whose questions help to choose, drawn with the seed."""
     examples = ws.examples("train")
-    missing = ws.config.skip.choice_questions - len(ws.examples("validation"))
-    chosen = random.Random(f"choice-{ws.config.seed}").sample(
-        range(len(examples)), min(max(missing, 0), len(examples))
-    )
+    number = min(_missing(ws), len(examples))
+    chosen = random.Random(f"choice-{ws.config.seed}").sample(range(len(examples)), number)
     return [examples[i] for i in sorted(chosen)]
 
 
@@ -106,32 +123,19 @@ def candidates(ws: Workspace, method: Method) -> list[Candidate]:
     """
     rounds = [n for n in round_names(method.name, ws.config.skip.rounds) if _skips(ws, n)]
     whole = [CONTINUED, _parent(ws, method)] if method.may_decline else []
-    names, parts = [*rounds, *whole], asked_parts(ws, method)
-    held_out = {name: _answers(ws, name, ["validation"]).right for name in names}
-    found = []
-    for name in names:
-        answers, skips = _answers(ws, name, parts), name in rounds
-        risks = [most_behind(held_out[name], held_out[other]) for other in whole if skips]
-        candidate = Candidate(
-            student=name,
-            skips=skips,
-            accuracy=float(answers.right.mean()),
-            validation_accuracy=float(held_out[name].mean()),
-            generated_tokens=float(answers.tokens.mean()),
-            risk=max(risks, default=None),
-        )
-        found.append(candidate)
+    parts, limits = asked_parts(ws, method), ws.config.skip
+    answers = {name: _answers(ws, name, parts) for name in [*rounds, *whole]}
+    tolerance, max_risk = limits.accuracy_tolerance / 100, limits.max_risk / 100
+    found = admitted(answers, whole, tolerance, max_risk)
     if method.skips == "schedule":
-        return [*found[:-1], replace(found[-1], admitted=True)]
-    skipping, others = found[: len(rounds)], found[len(rounds) :]
-    limits = ws.config.skip
-    return admitted(skipping, others, limits.accuracy_tolerance / 100, limits.max_risk / 100)
+        return [replace(c, admitted=c is found[-1]) for c in found]
+    return found
 
 
 def admitted(
-    rounds: Sequence[Candidate], whole: Sequence[Candidate], tolerance: float, max_risk: float
+    answers: Mapping[str, Answers], whole: Sequence[str], tolerance: float, max_risk: float
 ) -> list[Candidate]:
-    """Returns the rounds, with those admitted that a row may end with, and what skips nothing.
+    """Returns the students that a row may end with, with those rounds admitted that it may take.
 
     A round is admitted if it is behind neither `continued` nor the parent, nor another such round,
     and if validation questions exclude that it is far behind. `continued` has trained on the
@@ -139,25 +143,40 @@ def admitted(
     parent has not, so against it validation questions alone count.
 
     Args:
-        rounds: that skip.
-        whole: `continued` and the parent, in this order; none where the row must skip.
+        answers: of every student, by its name.
+        whole: those that skip nothing: `continued` and the parent, in this order; none where the
+            row must skip. All others are rounds.
         tolerance: how far behind is not behind, a share of the questions.
         max_risk: the risk of a round that is admitted, beyond the tolerance, at most, a share.
     """
+    found = {name: _candidate(answers, name, whole) for name in answers}
     allowed = tolerance + 1e-9  # rounding must not decide
-    level = list(rounds)
+    level = [c for c in found.values() if c.skips]
     if whole:
-        continued, parent = whole
+        continued, parent = found[whole[0]], found[whole[-1]]
         level = [
             c
-            for c in rounds
+            for c in level
             if c.accuracy >= continued.accuracy - allowed
             and c.validation_accuracy >= parent.validation_accuracy - allowed
             and (c.risk is None or c.risk <= max_risk + allowed)
         ]
     best = max((c.accuracy for c in level), default=0.0)
-    may = [c in level and c.accuracy >= best - allowed for c in rounds]
-    return [*(replace(c, admitted=ok) for c, ok in zip(rounds, may, strict=True)), *whole]
+    may = [c.student for c in level if c.accuracy >= best - allowed]
+    return [replace(c, admitted=name in may) for name, c in found.items()]
+
+
+def _candidate(answers: Mapping[str, Answers], name: str, whole: Sequence[str]) -> Candidate:
+    own, skips = answers[name], name not in whole
+    others = [answers[other].validation for other in whole if skips]
+    return Candidate(
+        student=name,
+        skips=skips,
+        accuracy=float(np.concatenate([own.validation, own.train]).mean()),
+        validation_accuracy=float(own.validation.mean()),
+        generated_tokens=own.generated_tokens,
+        risk=max((most_behind(own.validation, other) for other in others), default=None),
+    )
 
 
 def _parent(ws: Workspace, method: Method) -> str:
@@ -173,17 +192,14 @@ def _skips(ws: Workspace, name: str) -> bool:
     return bool(read_json(ws.skips(name))["judge"] != "none")
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """Which questions a student answers right (1, else 0), and in how many tokens: (questions,)."""
-
-    right: np.ndarray
-    tokens: np.ndarray
-
-
-def _answers(ws: Workspace, student: str, parts: Sequence[str]) -> _Answers:
-    rows = [row for part in parts for row in read_lines(ws.generations(student, part))]
-    return _Answers(*(np.array([row[key] for row in rows], float) for key in ("correct", "tokens")))
+def _answers(ws: Workspace, student: str, parts: Sequence[str]) -> Answers:
+    rows = {part: read_lines(ws.generations(student, part)) for part in parts}
+    held_out, trained = (
+        np.array([row["correct"] for row in rows.get(part, ())], float)
+        for part in ("validation", "train")
+    )
+    tokens = [row["tokens"] for part in rows.values() for row in part]
+    return Answers(held_out, trained, float(np.mean(tokens)))
 
 
 def best_candidate(found: Sequence[Candidate]) -> Candidate:
