@@ -149,6 +149,7 @@ def test_long_training_processes_as_many_tokens_as_cwt(settings):
 
 def test_the_learning_rate_is_the_best_on_validation_and_its_runs_are_kept(settings):
     out = settings.work
+    accuracies = {(1e-4, ""): 0.5, (3e-4, ""): 0.7, (1e-3, ""): 0.7, (1e-3, "r=4"): 0.6}
 
     class Trained:
         """Gives every run of the sweep an accuracy."""
@@ -157,16 +158,36 @@ def test_the_learning_rate_is_the_best_on_validation_and_its_runs_are_kept(setti
             for cell in cells:
                 path = out / cell.folder / "evals" / "FTT-validation.json"
                 path.parent.mkdir(parents=True)
-                accuracy = {1e-4: 0.5, 3e-4: 0.7, 1e-3: 0.7}[cell.learning_rate]
+                accuracy = accuracies[cell.learning_rate, cell.lora]
                 figures = {"accuracy": accuracy, "questions": 50, "generated_tokens": 9.0}
                 path.write_text(json.dumps(figures))
 
-    rate = real.choose_rate(Trained(), ["a", "b"], 0, [1e-4, 3e-4, 1e-3], out)
-    assert rate == 3e-4  # the least of equals
+    chosen = real.choose_training(Trained(), ["a", "b"], 0, list(accuracies), out)
+    assert chosen == (3e-4, "")  # the first of equals
     assert (out / "a-0" / "evals").is_dir()
     assert not (out / "sweep" / "a-0-0.0003").exists()
     assert (out / "sweep" / "a-0-0.001").is_dir()
-    assert real.choose_rate(None, [], 0, [1.0, 2.0], out) == 3e-4  # chosen once
+    assert (out / "sweep" / "b-0-0.001-lora").is_dir()
+    assert real.choose_training(None, [], 0, [(1.0, ""), (2.0, "")], out) == (3e-4, "")  # once
+
+
+def test_adapters_are_chosen_where_they_answer_better(settings):
+    out = settings.work
+
+    class Trained:
+        def run(self, cells):
+            for cell in cells:
+                path = out / cell.folder / "evals" / "FTT-validation.json"
+                path.parent.mkdir(parents=True)
+                figures = {"accuracy": 0.8 if cell.lora else 0.2}
+                path.write_text(json.dumps(figures | {"questions": 5, "generated_tokens": 9.0}))
+
+    tried = [(1e-3, ""), (1e-3, "r=4"), (3e-3, "r=4")]
+    rate, lora = real.choose_training(Trained(), ["a"], 0, tried, out)
+    assert (rate, lora) == (1e-3, "r=4")
+    (cell,) = real.matrix(["a"], [0], ["FTT"], [()], rate, lora)
+    assert real_cell.run_config(cell, settings).lora == "r=4"
+    assert (out / cell.folder / "evals").is_dir()
 
 
 def test_decoding_writes_what_the_library_writes(monkeypatch):

@@ -180,19 +180,26 @@ def _cell(found: Results, key: tuple[str, int], name: str) -> str:
 
 
 def rate_table(found: Results) -> list[str]:
-    """Returns the validation accuracy under each learning rate; the choice is bold."""
-    sweep_found = found.found["learning_rate"]
-    if sweep_found is None:
+    """Returns the validation accuracy of each way to train; the choice is bold."""
+    sweep = found.found["learning_rate"]
+    if sweep is None:
         return ["One learning rate was given; nothing was chosen."]
-    runs = sweep_found["runs"]
-    tasks = list(dict.fromkeys(run["task"] for run in runs))
+    tasks = list(dict.fromkeys(run["task"] for run in sweep["runs"]))
+    accuracy: dict[tuple[str, str, float], dict[str, float]] = {}
+    for run in sweep["runs"]:
+        way = (run.get("lora", ""), run["device"], run["rate"])
+        accuracy.setdefault(way, {})[run["task"]] = run["accuracy"]
+    chosen = (sweep.get("lora", ""), sweep["runs"][0]["device"], sweep["chosen"])
     rows = []
-    for rate in sorted({run["rate"] for run in runs}):
-        each = {run["task"]: run["accuracy"] for run in runs if run["rate"] == rate}
-        bold = "**" if rate == sweep_found["chosen"] else ""
+    for way, each in sorted(accuracy.items(), key=lambda item: (item[0][0], item[0][1] == "cpu")):
+        lora, device, rate = way
+        bold = "**" if way == chosen else ""
+        trained = f"LoRA, {lora.replace(',', ', ')}" if lora else "all weights"
+        machine = {"cuda": "H200, TensorFloat-32", "cpu": "CPU, bfloat16"}[device]
         cells = [_percent(each.get(task)) for task in tasks]
-        rows.append([f"{bold}{rate:g}{bold}", *cells])
-    return markdown_table(["learning rate", *(f"{TASKS[t]} %" for t in tasks)], rows)
+        rows.append([trained, machine, f"{bold}{rate:g}{bold}", *cells])
+    head = ["trained", "on", "learning rate", *(f"{TASKS[t]} %" for t in tasks)]
+    return markdown_table(head, rows)
 
 
 def cwt_table(found: Results) -> list[str]:
@@ -324,6 +331,11 @@ def generated_training_table(task: str) -> list[str]:
     return rivals_tables.training_table(generated_rivals(task), task)
 
 
+def encoder_decoder_table() -> list[str]:
+    """Returns what rivals.py gave with a T5 of random weights."""
+    return rivals_tables.methods_table(read_json(HERE / "encoder-decoder.json"), "coin")
+
+
 def readiness_table(file: str = "readiness.json") -> list[str]:
     """Returns the cells that readiness.py ran."""
     return readiness.cell_lines(read_json(HERE / file))
@@ -392,6 +404,7 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "readiness-fresh": lambda: readiness_table("readiness-fresh.json"),
         "readiness-rules": rules_table,
         "readiness-questions": questions_table,
+        "encoder-decoder": encoder_decoder_table,
         "traces": traces_table,
         "traces-kinds": traces_kinds_table,
         **{f"training-{t}": partial(generated_training_table, t) for t in TRAINED},

@@ -7,8 +7,9 @@ its own. Cells start in the order in which they tell most. Every row is on the d
 ends; the same command goes on where the last one stopped or was killed. --results holds all but
 weights, packed anew every half minute.
 
-The learning rate is the one of --learning-rates with the best mean accuracy of full-thinking
-training (FTT) on the validation questions of --sweep-tasks, seed 0; all rows have it.
+All weights are trained, at one of --learning-rates, or adapters (LoRA), at one of
+--lora-learning-rates: whichever has the best mean accuracy of full-thinking training (FTT) on the
+validation questions of --sweep-tasks, first seed. All rows are trained that way.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from real_cell import LONG_AS, PARENT, Cell, Settings, check_student, is_done, r
 
 TASKS = (
     "last_letter_concatenation,date_understanding,multiarith,svamp,coin_flip,"
-    "tracking_shuffled_objects"
+    "tracking_shuffled_objects,addsub,single_eq,strategy_qa"
 )
 ROWS = "FTT,CWT,continued,STT-at-once,random-skips,STT"
 MORE = (
@@ -42,6 +43,7 @@ MORE = (
     "entropy-skips,literal-skips,internalised,surprisal-tokens,shortest-correct"
 )
 PACK_SECONDS = 30.0
+LORA = "r=16,alpha=32"  # on all linear layers
 AGREES = 0.8  # graphs are used where this share of the tokens is the library's
 
 
@@ -51,6 +53,7 @@ def matrix(
     rows: Sequence[str],
     more: Sequence[Sequence[str]],
     rate: float,
+    lora: str = "",
 ) -> list[Cell]:
     """Returns the cells, the most telling first: the main rows under two seeds, then controls.
 
@@ -60,15 +63,16 @@ def matrix(
         rows: the main rows.
         more: groups of rows that come later; those of the first group before the third seed.
         rate: the learning rate.
+        lora: the adapters that are trained, or nothing.
     """
 
     def cells(seed: int, rows: Sequence[str]) -> list[Cell]:
-        return [Cell("rows", task, seed, rate, tuple(rows)) for task in tasks if rows]
+        return [Cell("rows", task, seed, rate, tuple(rows), lora) for task in tasks if rows]
 
     def controls(seed: int) -> list[Cell]:
         found = cells(seed, more[0] if more else ())
         if LONG_AS in rows:
-            found += [Cell("long", task, seed, rate, (PARENT,)) for task in tasks]
+            found += [Cell("long", task, seed, rate, (PARENT,), lora) for task in tasks]
         return found
 
     found = [cell for seed in seeds[:2] for cell in cells(seed, rows)] + controls(seeds[0])
@@ -172,19 +176,32 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def choose_rate(
-    workers: Workers, tasks: Sequence[str], seed: int, rates: Sequence[float], out: Path
-) -> float:
-    """Returns the learning rate with the best mean validation accuracy of FTT, the least of equals.
+def choose_training(
+    workers: Workers,
+    tasks: Sequence[str],
+    seed: int,
+    tried: Sequence[tuple[float, str]],
+    out: Path,
+) -> tuple[float, str]:
+    """Returns the learning rate and the adapters with the best mean validation accuracy of FTT.
 
-    The runs of that rate become the cells of the matrix; out/learning_rate.json has all figures.
+    Of equals the first wins. The runs of that choice become the cells of the matrix.
+    out/learning_rate.json has all figures.
+
+    Args:
+        workers: that train.
+        tasks: whose validation questions are asked.
+        seed: of the runs.
+        tried: pairs of a learning rate and the adapters that are trained ("" for all weights).
+        out: folder of all runs.
     """
     path = out / "learning_rate.json"
     if path.exists():
-        return float(read_json(path)["chosen"])
-    if len(rates) == 1:
-        return rates[0]
-    cells = [Cell("sweep", task, seed, rate) for rate in rates for task in tasks]
+        before = read_json(path)
+        return float(before["chosen"]), before.get("lora", "")
+    if len(tried) == 1:
+        return tried[0]
+    cells = [Cell("sweep", task, seed, rate, lora=lora) for rate, lora in tried for task in tasks]
     workers.run(cells)
     found = []
     for cell in cells:
@@ -193,19 +210,23 @@ def choose_rate(
             figures = read_json(score)
             keys = ("accuracy", "questions", "generated_tokens")
             found.append(
-                {"task": cell.task, "rate": cell.learning_rate} | {k: figures[k] for k in keys}
+                {"task": cell.task, "rate": cell.learning_rate, "lora": cell.lora}
+                | {k: figures[k] for k in keys}
             )
-    mean = {rate: [f["accuracy"] for f in found if f["rate"] == rate] for rate in rates}
-    whole = {rate: sum(a) / len(a) for rate, a in mean.items() if len(a) == len(tasks)}
-    if not whole:
+    means = []
+    for rate, lora in tried:
+        each = [f["accuracy"] for f in found if (f["rate"], f["lora"]) == (rate, lora)]
+        if len(each) == len(tasks):
+            means.append((sum(each) / len(each), rate, lora))
+    if not means:
         raise UserError("the sweep of learning rates has no result; see the errors above.")
-    chosen = max(whole, key=lambda rate: (whole[rate], -rate))
+    _, rate, lora = max(means, key=lambda mean: mean[0])
     for cell in cells:
-        target = out / Cell("rows", cell.task, cell.seed, chosen).folder
-        if cell.learning_rate == chosen and not target.exists():
+        target = out / Cell("rows", cell.task, cell.seed, rate).folder
+        if (cell.learning_rate, cell.lora) == (rate, lora) and not target.exists():
             (out / cell.folder).rename(target)
-    write_json(path, {"chosen": chosen, "mean_accuracy": whole, "runs": found})
-    return chosen
+    write_json(path, {"chosen": rate, "lora": lora, "runs": found})
+    return rate, lora
 
 
 def pack(work: Path, results: Path) -> None:
@@ -257,7 +278,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default=ROWS, help="of the table, in the order wanted")
     parser.add_argument("--more", default=MORE, help="rows that come later, in groups: a,b/c")
-    parser.add_argument("--learning-rates", default="1e-4,3e-4,1e-3")
+    parser.add_argument("--learning-rates", default="1e-4,3e-4,1e-3", help="of all weights")
+    parser.add_argument("--lora-learning-rates", default="1e-3,3e-3", help="of adapters")
     parser.add_argument("--sweep-tasks", default="last_letter_concatenation,coin_flip")
     parser.add_argument("--workers", type=int, default=3, help="cells side by side")
     parser.add_argument("--seconds", type=float, default=1e9, help="then running cells are killed")
@@ -333,11 +355,13 @@ def main() -> None:
         graphs = found["agreement"] >= AGREES and found["device"] != "cpu"
         workers.settings = replace(settings, graphs=graphs)
         seeds = [int(seed) for seed in _names(options.seeds)]
-        rates = [float(rate) for rate in _names(options.learning_rates)]
-        rate = choose_rate(workers, _names(options.sweep_tasks), seeds[0], rates, settings.work)
-        say(f"learning rate {rate:g}")
+        tried = [(float(rate), "") for rate in _names(options.learning_rates)]
+        tried += [(float(rate), LORA) for rate in _names(options.lora_learning_rates)]
+        sweep = _names(options.sweep_tasks)
+        rate, lora = choose_training(workers, sweep, seeds[0], tried, settings.work)
+        say(f"learning rate {rate:g}{', adapters ' * bool(lora)}{lora}")
         rows, more = _rows(options.rows), [_rows(group) for group in options.more.split("/")]
-        workers.run(matrix(_names(options.tasks), seeds, rows, more, rate))
+        workers.run(matrix(_names(options.tasks), seeds, rows, more, rate, lora))
     finally:
         workers.stop()
         stop.set()

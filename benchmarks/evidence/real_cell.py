@@ -71,6 +71,7 @@ class Cell:
         seed: of the run.
         learning_rate: of the run; rows that go on from a parent have half of it.
         rows: of the table, in the order in which they are wanted.
+        lora: train adapters of this kind in place of all weights (the option of `cwt`); or nothing.
     """
 
     kind: str
@@ -78,13 +79,14 @@ class Cell:
     seed: int
     learning_rate: float
     rows: tuple[str, ...] = ()
+    lora: str = ""
 
     @property
     def folder(self) -> str:
         """The folder of its run, in that of all runs."""
         name = f"{self.task}-{self.seed}"
         if self.kind == "sweep":
-            return f"sweep/{name}-{self.learning_rate:g}"
+            return f"sweep/{name}-{self.learning_rate:g}{'-lora' if self.lora else ''}"
         return f"{name}-long" if self.kind == "long" else name
 
 
@@ -96,6 +98,7 @@ def run_config(cell: Cell, settings: Settings) -> RunConfig:
         "student": settings.student,
         "seed": cell.seed,
         "cpu": settings.cpu,
+        "lora": cell.lora,
         "data": {
             "file": file,
             "eval_file": file,

@@ -4,7 +4,7 @@
 
 results.json has every row with its costs, and for every question whether it was answered right and
 in how many tokens; page.py needs nothing else. Of several folders the first that has learning rates
-tells them.
+tells which was chosen.
 """
 
 import re
@@ -36,10 +36,23 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """Returns the contents of results.json, from the runs in some folders."""
     runs = [_run(ws, task, seed, long) for ws, task, seed, long in _workspaces(folders)]
     found: dict[str, Any] = {"runs": [run for run in runs if run["rows"]]}
-    for name in ("check", "learning_rate"):
-        paths = [path for folder in folders if (path := folder / f"{name}.json").exists()]
-        found[name] = read_json(paths[0]) if paths else None
+    checks = [read_json(path) for folder in folders if (path := folder / "check.json").exists()]
+    found["check"] = checks[0] if checks else None
+    found["learning_rate"] = _sweeps(folders)
     return found
+
+
+def _sweeps(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Returns the first choice of a way to train, with the runs of all sweeps and their devices."""
+    sweeps = []
+    for folder in folders:
+        if (path := folder / "learning_rate.json").exists():
+            device = read_json(folder / "check.json")["device"]
+            sweep = read_json(path)
+            sweeps.append(sweep | {"runs": [run | {"device": device} for run in sweep["runs"]]})
+    if not sweeps:
+        return None
+    return sweeps[0] | {"runs": [run for sweep in sweeps for run in sweep["runs"]]}
 
 
 def _workspaces(folders: Sequence[Path]) -> Iterator[tuple[Workspace, str, int, bool]]:

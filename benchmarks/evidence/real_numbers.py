@@ -21,6 +21,9 @@ TASKS = {  # file: name on the pages
     "svamp": "SVAMP",
     "coin_flip": "coin flip",
     "tracking_shuffled_objects": "tracking",
+    "addsub": "AddSub",
+    "single_eq": "SingleEq",
+    "strategy_qa": "StrategyQA",
 }
 ROWS = (  # in the order of the pages
     "answer-only", "FTT", "FTT-long", "CWT", "CWT-one-pass", "continued", "STT", "STT-at-once",

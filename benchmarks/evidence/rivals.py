@@ -36,6 +36,7 @@ GROUPS = {
     "skips": ("STT", "STT-in-one-piece", *JUDGES, "literal-skips", "oracle-skips"),
     "training": ("STT", *RECIPES, "CWT-one-pass"),
     "chunks": CHUNKS,
+    "methods": ("CWT", "STT", "random-skips"),
 }
 PREPARE = "prepare"  # data and chunks, or the parent taken over
 KEPT = (  # of a row of a report
@@ -50,12 +51,13 @@ def cell_name(task: str, seed: int, share: float) -> str:
 
 
 def config_of(
-    task: str, seed: int, share: float, methods: str, budget: int, cpu: bool
+    arguments: argparse.Namespace, task: str, seed: int, share: float, methods: str
 ) -> RunConfig:
     """Returns the configuration of a run."""
+    train = TrainConfig(budget=arguments.budget, learning_rate=arguments.learning_rate)
     return RunConfig(
-        methods=methods, seed=seed, cpu=cpu,
-        data=DataConfig(task=task), train=TrainConfig(budget=budget),
+        student=arguments.student, methods=methods, seed=seed, cpu=arguments.cpu,
+        data=DataConfig(task=task), train=train,
         skip=SkipConfig(matched_share=share), eval=EvalConfig(latency_questions=0),
     )  # fmt: skip
 
@@ -130,6 +132,8 @@ def main() -> None:
     parser.add_argument("--shares", default="0,0.2,0.4,0.6", help="0: matched to STT")
     parser.add_argument("--groups", default="skips", help=f"some of {', '.join(GROUPS)}")
     parser.add_argument("--budget", type=int, default=400_000)
+    parser.add_argument("--student", default="tiny", help="or the folder of one")
+    parser.add_argument("--learning-rate", type=float, default=TrainConfig().learning_rate)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
@@ -139,9 +143,7 @@ def main() -> None:
         for seed in map(int, arguments.seeds.split(",")):
             for share in sorted({0.0, *map(float, arguments.shares.split(","))}):
                 names = (PARENT, *(JUDGES if share else matched))
-                config = config_of(
-                    task, seed, share, ",".join(names), arguments.budget, arguments.cpu
-                )
+                config = config_of(arguments, task, seed, share, ",".join(names))
                 configs[cell_name(task, seed, share)] = config
     todo = pieces(arguments.out, configs)
     try:

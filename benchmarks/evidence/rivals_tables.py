@@ -37,6 +37,13 @@ def training_table(rows: Sequence[dict[str, Any]], task: str) -> list[str]:
     return _table(found, [PARENT, "continued", *TRAINING, "STT"], (PARENT, "STT"), costs=True)
 
 
+def methods_table(rows: Sequence[dict[str, Any]], task: str) -> list[str]:
+    """Returns the main methods beside what they are compared with, and what each reads."""
+    found = [r for r in rows if r["task"] == task and not r["share"]]
+    names = [PARENT, "CWT", "continued", "STT", "random-skips"]
+    return _table(found, names, (PARENT, "continued"), costs=True)
+
+
 def together_table(tasks: dict[str, Sequence[dict[str, Any]]]) -> list[str]:
     """Returns what each way to train changes: in points, of all tasks together and of each.
 

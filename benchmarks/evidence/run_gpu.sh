@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the matrix of real.py on one GPU: six tasks, three seeds, every row, in the time there is.
+# Runs the matrix of real.py on one GPU: nine tasks, three seeds, every row, in the time there is.
 #
 #   DATA=<folder of Fine-tune-CoT's <task>.json> MODEL=<folder, or .gguf file> OUT=<folder of results> \
 #     benchmarks/evidence/run_gpu.sh [options of real.py]
