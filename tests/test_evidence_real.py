@@ -147,22 +147,26 @@ def test_long_training_processes_as_many_tokens_as_cwt(settings):
         assert row["right"].count("1") / 6 == row["accuracy"]
 
 
+class Sweep:
+    """Gives every run of a sweep the accuracy of its learning rate and adapters."""
+
+    def __init__(self, accuracies, out):
+        self.accuracies, self.out = accuracies, out
+
+    def run(self, cells):
+        for cell in cells:
+            path = self.out / cell.folder / "evals" / "FTT-validation.json"
+            path.parent.mkdir(parents=True)
+            accuracy = self.accuracies[cell.learning_rate, cell.lora]
+            figures = {"accuracy": accuracy, "questions": 50, "generated_tokens": 9.0}
+            path.write_text(json.dumps(figures))
+
+
 def test_the_learning_rate_is_the_best_on_validation_and_its_runs_are_kept(settings):
     out = settings.work
     accuracies = {(1e-4, ""): 0.5, (3e-4, ""): 0.7, (1e-3, ""): 0.7, (1e-3, "r=4"): 0.6}
-
-    class Trained:
-        """Gives every run of the sweep an accuracy."""
-
-        def run(self, cells):
-            for cell in cells:
-                path = out / cell.folder / "evals" / "FTT-validation.json"
-                path.parent.mkdir(parents=True)
-                accuracy = accuracies[cell.learning_rate, cell.lora]
-                figures = {"accuracy": accuracy, "questions": 50, "generated_tokens": 9.0}
-                path.write_text(json.dumps(figures))
-
-    chosen = real.choose_training(Trained(), ["a", "b"], 0, list(accuracies), out)
+    sweep = Sweep(accuracies, out)
+    chosen = real.choose_training(sweep, ["a", "b"], 0, list(accuracies), out)
     assert chosen == (3e-4, "")  # the first of equals
     assert (out / "a-0" / "evals").is_dir()
     assert not (out / "sweep" / "a-0-0.0003").exists()
@@ -173,17 +177,8 @@ def test_the_learning_rate_is_the_best_on_validation_and_its_runs_are_kept(setti
 
 def test_adapters_are_chosen_where_they_answer_better(settings):
     out = settings.work
-
-    class Trained:
-        def run(self, cells):
-            for cell in cells:
-                path = out / cell.folder / "evals" / "FTT-validation.json"
-                path.parent.mkdir(parents=True)
-                figures = {"accuracy": 0.8 if cell.lora else 0.2}
-                path.write_text(json.dumps(figures | {"questions": 5, "generated_tokens": 9.0}))
-
-    tried = [(1e-3, ""), (1e-3, "r=4"), (3e-3, "r=4")]
-    rate, lora = real.choose_training(Trained(), ["a"], 0, tried, out)
+    accuracies = {(1e-3, ""): 0.2, (1e-3, "r=4"): 0.8, (3e-3, "r=4"): 0.8}
+    rate, lora = real.choose_training(Sweep(accuracies, out), ["a"], 0, list(accuracies), out)
     assert (rate, lora) == (1e-3, "r=4")
     (cell,) = real.matrix(["a"], [0], ["FTT"], [()], rate, lora)
     assert real_cell.run_config(cell, settings).lora == "r=4"

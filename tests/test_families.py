@@ -15,13 +15,12 @@ from cwt.students.tokenized import PromptTokenizer, build_sequence, whole_sequen
 from cwt.training.loop import train
 from cwt.training.recipe import Recipe
 from cwt.training.validation import held_out_loss
+from t5_student import t5_student
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 # What each family needs beside the common sizes; logits that are not the head's own are named.
@@ -252,14 +251,8 @@ def test_adapters_in_an_encoder_decoder(name, tmp_path):
 @pytest.mark.slow
 def test_a_t5_learns_a_generated_task(tmp_path):
     """From random weights; whoever says yes to every question is right in about half of them."""
-    torch.manual_seed(0)
     known, asked = generate_examples("coin", [2000, 100], seed=0, steps=3)
-    config = T5Config(
-        vocab_size=768, d_model=64, d_kv=16, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    prompts = PromptTokenizer(tiny().tokenizer.tokenizer, encoder=True)
-    student = Seq2SeqStudent(T5ForConditionalGeneration(config), prompts)
+    student = t5_student()
     assert 100_000 < student.model.num_parameters() < 1_000_000
     recipe = Recipe(
         target="rationale", budget=500, budget_unit="optimizer_steps", batch_size=16,

@@ -187,17 +187,15 @@ def rate_table(found: Results) -> list[str]:
     tasks = list(dict.fromkeys(run["task"] for run in sweep["runs"]))
     accuracy: dict[tuple[str, str, float], dict[str, float]] = {}
     for run in sweep["runs"]:
-        way = (run.get("lora", ""), run["device"], run["rate"])
+        way = (run["lora"], run["device"], run["rate"])
         accuracy.setdefault(way, {})[run["task"]] = run["accuracy"]
-    chosen = (sweep.get("lora", ""), sweep["runs"][0]["device"], sweep["chosen"])
+    chosen = (sweep["lora"], sweep["runs"][0]["device"], sweep["chosen"])
     rows = []
-    for way, each in sorted(accuracy.items(), key=lambda item: (item[0][0], item[0][1] == "cpu")):
-        lora, device, rate = way
-        bold = "**" if way == chosen else ""
+    for (lora, device, rate), each in accuracy.items():
+        bold = "**" if (lora, device, rate) == chosen else ""
         trained = f"LoRA, {lora.replace(',', ', ')}" if lora else "all weights"
-        machine = {"cuda": "H200, TensorFloat-32", "cpu": "CPU, bfloat16"}[device]
         cells = [_percent(each.get(task)) for task in tasks]
-        rows.append([trained, machine, f"{bold}{rate:g}{bold}", *cells])
+        rows.append([trained, device, f"{bold}{rate:g}{bold}", *cells])
     head = ["trained", "on", "learning rate", *(f"{TASKS[t]} %" for t in tasks)]
     return markdown_table(head, rows)
 

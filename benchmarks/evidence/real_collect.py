@@ -43,16 +43,18 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _sweeps(folders: Sequence[Path]) -> dict[str, Any] | None:
-    """Returns the first choice of a way to train, with the runs of all sweeps and their devices."""
-    sweeps = []
+    """Returns the first choice of a way to train, with the runs of all sweeps and their devices.
+
+    Runs that say nothing of adapters trained all weights.
+    """
+    chosen, runs = None, []
     for folder in folders:
         if (path := folder / "learning_rate.json").exists():
-            device = read_json(folder / "check.json")["device"]
-            sweep = read_json(path)
-            sweeps.append(sweep | {"runs": [run | {"device": device} for run in sweep["runs"]]})
-    if not sweeps:
-        return None
-    return sweeps[0] | {"runs": [run for sweep in sweeps for run in sweep["runs"]]}
+            device = read_json(folder / "check.json").get("gpu", "CPU")
+            sweep = {"lora": ""} | read_json(path)
+            chosen = chosen or sweep
+            runs += [{"lora": ""} | run | {"device": device} for run in sweep["runs"]]
+    return chosen | {"runs": runs} if chosen else None
 
 
 def _workspaces(folders: Sequence[Path]) -> Iterator[tuple[Workspace, str, int, bool]]:
